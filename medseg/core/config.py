@@ -1,0 +1,107 @@
+"""Configurations: YAML files that build on each other, checked section by section."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medseg.core.errors import ConfigError
+
+
+class Section(BaseModel):
+    """One section of a configuration. A key that it does not know is an error that names the key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with its `base:` files merged beneath it, left to right.
+
+    `base` paths count from the file that names them.
+
+    Raises: ConfigError where a file is missing, is not a YAML mapping, or is its own base.
+    """
+    return _load(Path(path), ())
+
+
+def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} is its own base; remove the circle in `base:`.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; give the path of a configuration file.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings; it should be a YAML mapping of sections.")
+    bases = content.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, _load(path.parent / base, (*seen, path.resolve())))
+    return merge(merged, content)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`: mappings key by key, anything else replaced."""
+    result = copy.deepcopy(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def override(settings: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`settings` with `key.path=value` assignments applied; values are read as YAML.
+
+    Raises: ConfigError for an assignment without `=` or through something that is not a mapping.
+    """
+    result = copy.deepcopy(settings)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {assignment}: write it as key.path=value.")
+        *parents, last = key.split(".")
+        place = result
+        for parent in parents:
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {assignment}: `{parent}` is a single value and has no `{last}`.")
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment}: the value is not valid YAML; put it in quotes.") from None
+    return result
+
+
+def parse(section: type[S], content: Any, where: str) -> S:
+    """`content` as a `section`, or one sentence naming every key that is wrong.
+
+    Args:
+        where: what the user would call the place, such as `quickstart.yaml: training`.
+    """
+    try:
+        return section.model_validate({} if content is None else content)
+    except ValidationError as error:
+        problems = "; ".join(_problem(section, detail) for detail in error.errors())
+        raise ConfigError(f"{where}: {problems}.") from None
+
+
+def _problem(section: type[BaseModel], detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = ", ".join(section.model_fields) if len(detail["loc"]) == 1 else ""
+        return f"unknown key `{key}`" + (f" (known: {known})" if known else "")
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {message}" if key else message

@@ -1,0 +1,124 @@
+"""What a stage did, kept beside its results: `stage.json`, and the rule for skipping what is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import medseg
+from medseg.core.files import json_sha256, write_json
+
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-image", "pandas")
+
+
+class StageRecord:
+    """The provenance of one stage in one folder.
+
+    Args:
+        folder: where the stage's results stand.
+        inputs: everything that its results depend on (settings read, hashes of files read), as JSON values.
+    """
+
+    def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+        self.folder, self.inputs = Path(folder), inputs
+        self.started = time.time()
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "stage.json"
+
+    def previous(self) -> dict[str, Any] | None:
+        """The record that stands in the folder, or None where the stage has not finished here."""
+        return read_record(self.folder)
+
+    def unchanged(self) -> bool:
+        """True where the stage has finished here with these very inputs."""
+        before = self.previous()
+        return before is not None and before.get("inputs_sha256") == json_sha256(self.inputs)
+
+    def changes(self) -> list[str]:
+        """The keys whose inputs differ from the finished stage's; empty where there is none."""
+        before = (self.previous() or {}).get("inputs", {})
+        return [
+            key
+            for key in sorted({*before, *self.inputs})
+            if before and before.get(key) != json.loads(_json(self.inputs.get(key)))
+        ]
+
+    def write(self, stage: str, seed: int | None = None, counts: dict[str, int] | None = None, **facts: Any) -> None:
+        """Say that the stage has finished. Written last, so a stage cut short is done again."""
+        write_json(
+            self.path,
+            {
+                "stage": stage,
+                "medseg": medseg.__version__,
+                "commit": commit(),
+                "inputs_sha256": json_sha256(self.inputs),
+                "inputs": self.inputs,
+                "seed": seed,
+                "counts": counts or {},
+                "versions": versions(),
+                "machine": machine(),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "seconds": round(time.time() - self.started, 1),
+                **facts,
+            },
+        )
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The stage.json of a folder, or None where there is none that can be read."""
+    try:
+        return dict(json.loads((Path(folder) / "stage.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache
+def machine() -> dict[str, Any]:
+    """Processor, cores and memory; no host or user name."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    return {"system": sys.platform, "processor": name, "cores": os.cpu_count(), "memory_gib": memory and round(memory, 1)}
+
+
+@lru_cache
+def commit() -> str | None:
+    """The git commit of the code with `+` for uncommitted changes, or None outside a checkout."""
+    here = Path(medseg.__file__).parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)

@@ -1,0 +1,97 @@
+"""Intensities made comparable between scans."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from medseg.core.config import Section
+from medseg.core.errors import IntensityError
+
+Image = npt.NDArray[np.float32]
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5  # as nnU-Net clips CT (Isensee et al. 2021, suppl. note 2)
+MOST_VOXELS_FOR_PERCENTILES = 500_000
+
+
+class FixedNormalisation(Section):
+    """CT: Hounsfield units mean the same in every scan, so all are clipped and scaled alike, by the training foreground.
+
+    Isensee et al. 2021, Nat Methods 18:203, supplementary note 2.
+    """
+
+    kind: Literal["fixed"] = "fixed"
+    low: float
+    high: float
+    mean: float
+    std: float = Field(gt=0)
+
+
+class CaseNormalisation(Section):
+    """MR, microscopy and others: the scale is the scanner's, so each case is centred and scaled by its own voxels.
+
+    Args:
+        clip: cut the brightest and darkest 0.5 % first, against hot pixels and fluorescence outliers.
+        nonzero: mean and deviation over voxels that are not 0 (skull-stripped or masked scans); the others stay 0.
+        joint: one mean and deviation over all channels, which keeps the colour of RGB pictures.
+    """
+
+    kind: Literal["case"] = "case"
+    clip: bool = False
+    nonzero: bool = False
+    joint: bool = False
+
+
+Normalisation = Annotated[FixedNormalisation | CaseNormalisation, Field(discriminator="kind")]
+
+
+def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
+    """The image with each channel normalised by its rule.
+
+    Args:
+        image: (C, X, Y, Z) float32.
+        channels: one Normalisation a channel; a joint rule stands for all.
+        where: the case, for the error.
+    Raises: IntensityError for NaN or infinite voxels and for a constant image.
+    """
+    if not np.isfinite(image).all():
+        raise IntensityError(f"{where} holds {int((~np.isfinite(image)).sum())} NaN or infinite voxels; replace them.")
+    if len(channels) != len(image):
+        raise IntensityError(
+            f"{where} has {len(image)} channels where the plan expects {len(channels)}; give the channels it was planned for."
+        )
+    if isinstance(channels[0], CaseNormalisation) and channels[0].joint:
+        return _by_case(image, channels[0], where)
+    return np.stack([_one(c, rule, where) for c, rule in zip(image, channels, strict=True)])
+
+
+def _one(channel: Image, rule: FixedNormalisation | CaseNormalisation, where: str) -> Image:
+    if isinstance(rule, FixedNormalisation):
+        return ((np.clip(channel, rule.low, rule.high) - rule.mean) / rule.std).astype(np.float32)
+    return _by_case(channel, rule, where)
+
+
+def _by_case(image: Image, rule: CaseNormalisation, where: str) -> Image:
+    inside = image != 0 if rule.nonzero else None
+    voxels = image[inside] if inside is not None else image
+    if voxels.size == 0 or voxels.min() == voxels.max():
+        raise IntensityError(f"{where} is constant: every voxel holds the same value; check the file or remove the case.")
+    if rule.clip:
+        low, high = np.percentile(thinned(voxels), [LOW_PERCENTILE, HIGH_PERCENTILE])
+        # A picture that is almost all background has equal percentiles; then its outliers are the signal.
+        if high > low:
+            image = np.clip(image, low, high)
+            voxels = image[inside] if inside is not None else image
+    mean, std = voxels.mean(dtype=np.float64), voxels.std(dtype=np.float64)
+    result = ((image - mean) / std).astype(np.float32)
+    if inside is not None:
+        result[~inside] = 0
+    return result
+
+
+def thinned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """At most half a million of the values, evenly spread: enough for a percentile, the same every time."""
+    flat = values.reshape(-1)
+    return flat[:: max(1, flat.size // MOST_VOXELS_FOR_PERCENTILES)]

@@ -1,0 +1,30 @@
+"""Section `plan`: what the user decides in place of the rules."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from medseg.core.config import Section
+
+Size = Annotated[int, Field(ge=1)]
+Axis = Annotated[int, Field(ge=0, le=2)]
+
+
+class PlanConfig(Section):
+    """Values left out are derived from the fingerprint of the training cases; `plan.json` gives the reason for each.
+
+    Args:
+        spacing_mm: target voxel size along right, anterior, superior (pixels where the data are not physical).
+        patch_voxels: what the network sees at once; 1 along the last axis makes a 2D network.
+        batch_size: patches a step.
+        flips: axes along which pictures may be mirrored, in training and at test time.
+        workers: processes that prepare cases; by default one a core.
+    """
+
+    spacing_mm: tuple[float, float, float] | None = None
+    patch_voxels: tuple[Size, Size, Size] | None = None
+    batch_size: Size | None = None
+    flips: list[Axis] | None = None
+    workers: Size | None = None

@@ -1,0 +1,81 @@
+"""What the training cases look like, measured once: the facts that the plan is derived from."""
+
+from __future__ import annotations
+
+import numpy as np
+from pydantic import Field
+
+from medseg.core.config import Section
+from medseg.core.labels import IGNORE, LabelScheme
+from medseg.core.volume import Volume
+from medseg.data.normalise import thinned
+
+PERCENTILES = (0.5, 50.0, 99.5)
+
+
+class CaseFingerprint(Section):
+    """One training case, on canonical axes.
+
+    Args:
+        shape: voxels along right, anterior, superior.
+        spacing: voxel size along them.
+        zero_share: share of voxels that are 0 in every channel (skull-stripped and masked scans have many).
+        nonzero_box_share: share of the scan that the box of its non-zero voxels fills.
+        foreground: for each channel, mean, standard deviation and the 0.5, 50, 99.5 percentiles inside structures (empty
+            where the case has none).
+        class_voxels: voxels of each class, background first.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    physical: bool
+    zero_share: float
+    nonzero_box_share: float
+    foreground: list[list[float]]
+    class_voxels: list[int]
+
+
+class Fingerprint(Section):
+    """The training cases together; `cases` holds measurements only, no names."""
+
+    channels: int
+    physical: bool
+    cases: list[CaseFingerprint] = Field(min_length=1)
+
+    @property
+    def median_shape(self) -> tuple[int, int, int]:
+        x, y, z = np.median([c.shape for c in self.cases], axis=0).astype(int)
+        return int(x), int(y), int(z)
+
+    @property
+    def median_spacing(self) -> tuple[float, float, float]:
+        x, y, z = np.median([c.spacing for c in self.cases], axis=0)
+        return float(x), float(y), float(z)
+
+
+def measure(volume: Volume, classes: np.ndarray, scheme: LabelScheme) -> CaseFingerprint:
+    """The fingerprint of one case.
+
+    Args:
+        volume: the scan on its own grid.
+        classes: (X, Y, Z) uint8 class indices on the same grid.
+    """
+    canonical = volume.grid.canonical()
+    used = (volume.array != 0).any(0)
+    axes = [np.flatnonzero(used.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    box = np.prod([(a[-1] - a[0] + 1) / n if len(a) else 1.0 for a, n in zip(axes, volume.grid.shape, strict=True)])
+    inside = (classes > 0) & (classes != IGNORE)
+    return CaseFingerprint(
+        shape=canonical.shape,
+        spacing=canonical.spacing,
+        physical=canonical.physical,
+        zero_share=float(1 - used.mean()),
+        nonzero_box_share=float(box),
+        foreground=[_statistics(channel[inside]) for channel in volume.array] if inside.any() else [],
+        class_voxels=[int((classes == k).sum()) for k in range(scheme.n_classes)],
+    )
+
+
+def _statistics(values: np.ndarray) -> list[float]:
+    sample = thinned(values)
+    return [float(v) for v in (sample.mean(dtype=np.float64), sample.std(dtype=np.float64), *np.percentile(sample, PERCENTILES))]

@@ -1,0 +1,198 @@
+"""The command line. Stages are imported when they run, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import medseg
+from medseg.core.errors import MedsegError
+
+app = typer.Typer(
+    name="medseg",
+    help="Medical and biomedical image segmentation, from scans to a report. For research use.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="A configuration file, such as configs/quickstart.yaml.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: key.path=value. May be repeated.", metavar="KEY=VALUE")
+]
+Redo = Annotated[bool, typer.Option("--redo", help="Do it again although nothing changed.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Folder to write to.", show_default=False)]
+
+
+def _stage(name: str, config: Path, assignments: list[str] | None, redo: bool) -> None:
+    from pipelines.config import RunConfig
+
+    loaded = RunConfig.load(config, assignments)
+    loaded.save()
+    raise typer.Exit(importlib.import_module(f"pipelines.{name}").run(loaded, redo=redo))
+
+
+def _call(module: str, function: str, *arguments: Any, **options: Any) -> Any:
+    return getattr(importlib.import_module(f"pipelines.{module}"), function)(*arguments, **options)
+
+
+@app.command()
+def run(
+    config: Config,
+    assignments: Set = None,
+    redo: Annotated[list[str] | None, typer.Option("--redo", help="A stage to do again, such as train.", metavar="STAGE")] = None,
+) -> None:
+    """All stages: check, prepare, train, predict, evaluate, report; what is done is skipped."""
+    from medseg.core.errors import ConfigError
+    from pipelines.config import RunConfig
+    from pipelines.run import STAGES
+    from pipelines.run import run as run_all
+
+    if unknown := [stage for stage in redo or [] if stage not in STAGES]:
+        raise ConfigError(f"--redo {unknown[0]}: no such stage (known: {', '.join(STAGES)}).")
+    raise typer.Exit(run_all(RunConfig.load(config, assignments), tuple(redo or ())))
+
+
+@app.command()
+def check(config: Config, assignments: Set = None, redo: Redo = False) -> None:
+    """Find everything that is wrong with a configuration and its data, in one pass."""
+    _stage("check", config, assignments, redo)
+
+
+@app.command()
+def prepare(config: Config, assignments: Set = None, redo: Redo = False) -> None:
+    """Measure the training cases, plan, and store them as the network will see them."""
+    _stage("prepare", config, assignments, redo)
+
+
+@app.command()
+def train(config: Config, assignments: Set = None, redo: Redo = False) -> None:
+    """Train each model of the configuration; an interrupted training goes on where it stopped."""
+    _stage("train", config, assignments, redo)
+
+
+@app.command()
+def predict(config: Config, assignments: Set = None, redo: Redo = False) -> None:
+    """Segment the test cases with each model."""
+    _stage("predict", config, assignments, redo)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[
+        Path | None, typer.Argument(help="A configuration file; or none, with the two folders.", show_default=False)
+    ] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Folder of masks made by any tool.", show_default=False)] = None,
+    references: Annotated[Path | None, typer.Option(help="Folder of reference masks.", show_default=False)] = None,
+    output: Output = None,
+    labels: Annotated[Path | None, typer.Option(help="What the masks' values mean (labels.yaml).", show_default=False)] = None,
+    assignments: Set = None,
+    redo: Redo = False,
+) -> None:
+    """Measure predictions against references: of a run, or of two folders of masks made by any tool."""
+    from medseg.core.errors import ConfigError
+
+    folders = (predictions, references, output)
+    if config is not None:
+        if any(folders) or labels:
+            raise ConfigError("give a configuration or the folders --predictions, --references and --output, not both.")
+        _stage("evaluate", config, assignments, redo)
+    if predictions is None or references is None or output is None:
+        raise ConfigError("give a configuration, or all of --predictions, --references and --output.")
+    raise typer.Exit(_call("evaluate", "evaluate_folders", predictions, references, output, labels))
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(help="A configuration file, or folders of finished evaluations.", show_default=False)
+    ],
+    output: Output = None,
+    assignments: Set = None,
+    redo: Redo = False,
+) -> None:
+    """Write the HTML report of a run, or of finished evaluations."""
+    if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+        _stage("report", paths[0], assignments, redo)
+    _call("report", "report_folders", paths, output)
+
+
+@app.command()
+def segment(
+    model: Annotated[Path, typer.Argument(help="A model file, model.medseg.")],
+    input: Annotated[Path, typer.Argument(help="A scan, or a folder of scans.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the masks and predictions.csv.")],
+    overlap: Annotated[float, typer.Option(help="How much neighbouring windows overlap, 0 to below 1.")] = 0.5,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored views: slower, a little better.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Segment every scan in a folder; a scan that cannot be segmented is a row that says why."""
+    raise typer.Exit(_call("segment", "segment", model, input, output, overlap=overlap, mirror=mirror, device=device))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders holding per_case.csv.", show_default=False)],
+    output: Output = None,
+) -> None:
+    """Compare models on the same cases, case by case."""
+    _call("compare", "compare", runs, output)
+
+
+@app.command()
+def manifest(
+    images: Annotated[Path, typer.Argument(help="Folder of scans.")],
+    labels: Annotated[Path, typer.Argument(help="Folder of reference masks.")],
+    output: Annotated[Path, typer.Option("--output", help="The CSV to write.")] = Path("manifest.csv"),
+) -> None:
+    """Write a manifest CSV from a folder of scans and a folder of labels."""
+    _call("manifest", "manifest", images, labels, output)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="nuclei-sample or hippocampus.")],
+    archive: Annotated[Path | None, typer.Option(help="A copy of the archive on disk.", show_default=False)] = None,
+    output: Output = None,
+) -> None:
+    """Bring a public data set."""
+    _call("fetch", "fetch", name, archive=archive, output=output)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has, what would be slow, and what is missing."""
+    _call("doctor", "doctor")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"medseg {medseg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence and exit code 2; Ctrl-C is 130."""
+    try:
+        app()
+    except MedsegError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
