@@ -129,9 +129,19 @@ def segment(
     overlap: Annotated[float, typer.Option(help="How much neighbouring windows overlap, 0 to below 1.")] = 0.5,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored views: slower, a little better.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    batch: Annotated[int | None, typer.Option(help="Windows at once; by default as in training.", show_default=False)] = None,
+    workers: Annotated[int, typer.Option(help="Scans at once, each in a process of its own.")] = 1,
+    spacing_mm: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(help="Voxel size X Y Z of files that state none.", show_default=False),
+    ] = None,
+    redo: Redo = False,
 ) -> None:
     """Segment every scan in a folder; a scan that cannot be segmented is a row that says why."""
-    raise typer.Exit(_call("segment", "segment", model, input, output, overlap=overlap, mirror=mirror, device=device))
+    options = {"overlap": overlap, "mirror": mirror, "device": device, "precision": precision}
+    options |= {"batch": batch, "workers": workers, "spacing_mm": spacing_mm, "redo": redo}
+    raise typer.Exit(_call("segment", "segment", model, input, output, **options))
 
 
 @app.command()
@@ -140,7 +150,7 @@ def compare(
     output: Output = None,
 ) -> None:
     """Compare models on the same cases, case by case."""
-    _call("compare", "compare", runs, output)
+    raise typer.Exit(_call("compare", "compare", runs, output))
 
 
 @app.command()

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from medseg.models.registry import parse_models
 
 from medseg.core.cases import map_cases
-from medseg.core.errors import ConfigError, StageError
+from medseg.core.errors import ConfigError, StageError, UnreadableError
 from medseg.core.files import file_sha256, json_sha256, write_text
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
@@ -20,7 +19,8 @@ from medseg.core.record import StageRecord
 from medseg.core.volume import Volume
 from medseg.data.preprocess import Preprocessing
 from medseg.data.store import PreparedStore
-from medseg.data.transforms import LoadVolumed, training_transform
+from medseg.data.transforms import LoadVolumed, apply, training_transform
+from medseg.models.registry import parse_models
 from medseg.planning.config import PlanConfig
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, measure
 from medseg.planning.plan import Plan, make_plan
@@ -101,13 +101,11 @@ class StoreCase:
         if store.key(case.case_id) == key:
             return
         transform = training_transform(self.preprocessing, self.scheme, self.spacing_mm)
-        prepared = transform({"image": case.images, "label": case.label, "case_id": case.case_id})
+        prepared = apply(transform, {"image": case.images, "label": case.label, "case_id": case.case_id})
         store.write(case.case_id, key, np.asarray(prepared["image"]), np.asarray(prepared["label"])[0])
 
 
 def _hash_case(case: Case) -> list[str]:
-    from medseg.core.errors import UnreadableError
-
     try:
         return [file_sha256(path) for path in (*case.images, case.label) if path is not None]
     except OSError as error:

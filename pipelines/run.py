@@ -7,6 +7,7 @@ import time
 
 from medseg.core.progress import say
 from pipelines.config import RunConfig
+from pipelines.fetch import bring_if_missing
 
 STAGES = ("check", "prepare", "train", "predict", "evaluate", "report")
 
@@ -20,6 +21,7 @@ def run(config: RunConfig, redo: tuple[str, ...] = ()) -> int:
     """
     start = time.monotonic()
     worst = 0
+    bring_if_missing(config)
     config.save()
     for number, stage in enumerate(STAGES, start=1):
         say(f"── {number}/{len(STAGES)} {stage} " + "─" * (60 - len(stage)))

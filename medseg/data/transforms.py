@@ -11,7 +11,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 from monai.transforms.transform import MapTransform
 
-from medseg.core.errors import GridMismatchError
+from medseg.core.errors import GridMismatchError, MedsegError
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import Volume
@@ -19,7 +19,7 @@ from medseg.data.preprocess import Preprocessing, preprocess, resample_classes
 from medseg.io.formats import read_channels, read_labels
 
 
-class LoadVolumed(MapTransform):
+class LoadVolumed(MapTransform):  # type: ignore[misc]
     """File paths -> MetaTensor (C, X, Y, Z) float32 with its affine, through medseg's own readers.
 
     Adds `<key>_grid`, the scan's own `Grid`. A key listed in `label_keys` is read as labels with `scheme`: class indices
@@ -58,7 +58,7 @@ class LoadVolumed(MapTransform):
         return _tensor(self.scheme.encode(labels.array, str(path))[None], labels.grid), labels.grid
 
 
-class Preprocessd(MapTransform):
+class Preprocessd(MapTransform):  # type: ignore[misc]
     """MetaTensor on the scan's grid -> MetaTensor on the prepared grid (`Preprocessing`); adds the `Grid` as `grid`.
 
     Keys in `label_keys` follow the first key onto its prepared grid.
@@ -91,6 +91,16 @@ def training_transform(
     """As `scan_transform`, with "label" (a path) -> class indices (1, X, Y, Z) uint8 on the same prepared grid."""
     keys, labels = ["image", "label"], ("label",)
     return Compose([LoadVolumed(keys, labels, scheme, spacing_mm), Preprocessd(keys, preprocessing, labels)])
+
+
+def apply(transform: Compose, data: dict[str, Any]) -> dict[str, Any]:
+    """The transform's result; an error of the case is raised as itself, not as the RuntimeError that MONAI wraps it in."""
+    try:
+        return dict(transform(data))
+    except RuntimeError as error:
+        if isinstance(error.__cause__, (MedsegError, MemoryError)):
+            raise error.__cause__ from None
+        raise
 
 
 def _tensor(array: Any, grid: Grid) -> MetaTensor:

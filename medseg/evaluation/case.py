@@ -1,0 +1,128 @@
+"""One case: its masks read, laid on one grid and measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.core.errors import CaseError, GridMismatchError, UnreadableError
+from medseg.core.grid import Grid
+from medseg.core.labels import LabelScheme
+from medseg.core.volume import LabelMap
+from medseg.evaluation.pairs import Pair, on_grid
+from medseg.io.formats import read_labels
+from medseg.metrics.pair import Frame, StructurePair, pair_structures
+from medseg.metrics.table import METRICS, Measure
+
+Status = Literal["ok", "both_empty", "reference_empty", "prediction_empty", "prediction_missing", "unreadable", "grid_mismatch"]
+Classes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """How every case of an evaluation is measured.
+
+    Args:
+        tolerances: of the surface Dice, one a structure, in the scheme's order.
+        spacing_mm: of files that state none.
+    """
+
+    scheme: LabelScheme
+    measures: tuple[Measure, ...]
+    frame: Frame
+    tolerances: tuple[float, ...]
+    spacing_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What came of one case.
+
+    Args:
+        rows: one a structure, as in per_case.csv without the case's names.
+        status: ok, prediction_missing, unreadable or grid_mismatch.
+        reason: one sentence where it is not ok.
+        diagonal: of the reference's grid; NaN where the reference could not be read, and the case not be evaluated.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    status: Status = "ok"
+    reason: str = ""
+    diagonal: float = math.nan
+
+
+def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
+    """Read and measure one case; what is wrong with its files is its status and not an error."""
+    try:
+        reference_map = _reference(pair, ruler)
+        reference = ruler.scheme.encode(reference_map.array, str(pair.reference))
+    except CaseError as error:
+        return CaseResult(rows_without_figures(ruler, "unreadable"), "unreadable", str(error))
+    grid = reference_map.grid
+    status, reason, prediction = _prediction(pair, ruler, grid)
+    rows = evaluate_case(reference, prediction, grid, ruler)
+    if prediction is None:
+        rows = [row | {"status": status} for row in rows]
+    return CaseResult(rows, status, reason, grid.diagonal)
+
+
+def _reference(pair: Pair, ruler: Ruler) -> LabelMap:
+    if pair.reference is None:
+        raise UnreadableError(f"case {pair.case_id} names no reference; name its label file.")
+    return read_labels(pair.reference, spacing_mm=ruler.spacing_mm)
+
+
+def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Classes | None]:
+    """The prediction's classes on the reference's grid, or the status and the reason why there are none."""
+    if pair.prediction is None or not pair.prediction.is_file():
+        return "prediction_missing", pair.reason or f"{pair.prediction} does not exist", None
+    try:
+        labels = on_grid(read_labels(pair.prediction, spacing_mm=ruler.spacing_mm), grid)
+        return "ok", "", ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True)
+    except GridMismatchError as error:
+        return "grid_mismatch", str(error), None
+    except CaseError as error:
+        return "unreadable", str(error), None
+
+
+def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler) -> list[dict[str, Any]]:
+    """The rows of one case: a structure each, with its figures and its status.
+
+    Args:
+        reference, prediction: (X, Y, Z) uint8 class indices on `grid`. Without a prediction only the reference's size is
+            measured, and the status is prediction_missing.
+    Returns: dictionaries with `structure`, one key a measure (NaN where undefined) and `status`.
+    """
+    absent = prediction is None
+    compared = np.zeros_like(reference) if prediction is None else prediction
+    pairs = pair_structures(reference, compared, grid, ruler.frame, ruler.tolerances)
+    rows = []
+    for name, pair in zip(ruler.scheme.names, pairs, strict=True):
+        measurable = [m for m in ruler.measures if m.applies(name) and (not absent or m.metric == "reference_volume")]
+        figures = {m.column: METRICS[m.metric].function(pair) for m in measurable}
+        rows.append(_row(name, ruler.measures, figures, "prediction_missing" if absent else _status(pair)))
+    return rows
+
+
+def _status(pair: StructurePair) -> Status:
+    table: dict[tuple[bool, bool], Status] = {
+        (True, True): "ok",
+        (True, False): "prediction_empty",
+        (False, True): "reference_empty",
+        (False, False): "both_empty",
+    }
+    return table[pair.counts.reference > 0, pair.counts.prediction > 0]
+
+
+def rows_without_figures(ruler: Ruler, status: Status) -> list[dict[str, Any]]:
+    """The rows of a case of which nothing could be measured."""
+    return [_row(name, ruler.measures, {}, status) for name in ruler.scheme.names]
+
+
+def _row(name: str, measures: Sequence[Measure], figures: dict[str, float], status: Status) -> dict[str, Any]:
+    return {"structure": name, **{m.column: figures.get(m.column, math.nan) for m in measures}, "status": status}

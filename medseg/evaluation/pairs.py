@@ -1,0 +1,112 @@
+"""Which prediction belongs to which reference, and whether they lie on the same voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg.core.errors import ConfigError, GridMismatchError
+from medseg.core.grid import Grid
+from medseg.core.manifest import Case
+from medseg.core.resample import resample
+from medseg.core.volume import LabelMap
+from medseg.io.formats import case_name, is_scan
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of one case.
+
+    Args:
+        reference: None where the case has none.
+        prediction: None where there is none; `reason` then says why.
+    """
+
+    case_id: str
+    patient_id: str
+    reference: Path | None
+    prediction: Path | None
+    reason: str = ""
+
+    @property
+    def unit(self) -> str:
+        """Whom resampling draws: the patient, or the case where none is named."""
+        return self.patient_id or self.case_id
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A file without a partner; `missing` says which one: reference or prediction."""
+
+    case_id: str
+    missing: str
+    file: Path
+
+
+def pair_cases(cases: Sequence[Case], predictions: dict[str, tuple[Path | None, str]]) -> list[Pair]:
+    """One pair a case of a manifest.
+
+    Args:
+        predictions: for each case_id its file, or None and the reason why there is none.
+    """
+    none = (None, "it has no prediction")
+    return [Pair(c.case_id, c.patient_id, c.label, *predictions.get(c.case_id, none)) for c in cases]
+
+
+def pair_folders(predictions: Path, references: Path) -> tuple[list[Pair], list[Unmatched]]:
+    """Pairs by case name: one for every reference, and the list of all files that have no partner.
+
+    Raises: ConfigError where a folder is missing or holds no label maps, two files of a folder have one case name, or no
+        name is in both folders.
+    """
+    found, wanted = _by_name(predictions, "predictions"), _by_name(references, "references")
+    if not found.keys() & wanted.keys():
+        raise ConfigError(
+            f"no file of {predictions} is named like one of {references} (for example {next(iter(found.values())).name} and "
+            f"{next(iter(wanted.values())).name}); give both files of a case the same name."
+        )
+    pairs = [Pair(n, "", path, found.get(n), "" if n in found else f"no file in {predictions}") for n, path in wanted.items()]
+    unmatched = [Unmatched(name, "prediction", path) for name, path in wanted.items() if name not in found]
+    unmatched += [Unmatched(name, "reference", path) for name, path in found.items() if name not in wanted]
+    return pairs, unmatched
+
+
+def _by_name(folder: Path, what: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; give the folder of the {what}.")
+    files: dict[str, Path] = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and is_scan(p)):
+        if (first := files.setdefault(case_name(path), path)) != path:
+            raise ConfigError(f"{folder}: {first.name} and {path.name} are both case `{case_name(path)}`; remove one.")
+    if not files:
+        raise ConfigError(f"{folder} holds no label map in a format that can be read; give the folder of the {what}.")
+    return files
+
+
+def on_grid(labels: LabelMap, grid: Grid) -> LabelMap:
+    """`labels` on the voxels of `grid`: axis orders and flips are undone exactly, nothing is interpolated.
+
+    Raises: GridMismatchError saying what differs, where anything else does.
+    """
+    turned = _turned(labels.grid, grid)
+    if difference := grid.difference(turned):
+        raise GridMismatchError(f"the prediction's grid is not the reference's: {difference} (reference first).")
+    return LabelMap(resample(labels.array, labels.grid, turned, order=0), grid)
+
+
+def _turned(grid: Grid, towards: Grid) -> Grid:
+    """The voxels of `grid` with axes reordered and flipped to run along those of `towards`, where that is possible."""
+    along = np.linalg.solve(grid.directions, towards.directions)  # column j: axis j of `towards` in axes of `grid`
+    axes = np.abs(along).argmax(0)
+    if len(set(axes.tolist())) < 3:
+        return grid
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for place, axis in enumerate(axes):
+        forward = along[axis, place] > 0
+        matrix[axis, place] = 1 if forward else -1
+        matrix[axis, 3] = 0 if forward else grid.shape[axis] - 1
+    return Grid(tuple(grid.shape[a] for a in axes), grid.affine @ matrix, grid.physical)  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""All cases of an evaluation as tables: per_case.csv with the figures, cases.csv with what became of each case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseg.core.cases import Outcome, map_cases
+from medseg.core.errors import CaseError, ConfigError, StageError
+from medseg.core.files import write_text
+from medseg.core.grid import Grid
+from medseg.core.labels import LabelScheme
+from medseg.core.record import read_record
+from medseg.evaluation.case import CaseResult, Ruler, measure_pair, rows_without_figures
+from medseg.evaluation.config import EvaluateConfig
+from medseg.evaluation.pairs import Pair
+from medseg.io.formats import read_grid
+from medseg.metrics.pair import Frame
+from medseg.metrics.table import Measure, measures_for
+
+Spacing = tuple[float, float, float]
+NUMBERS = "%.8g"
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The measured cases of one model, or of one folder of masks.
+
+    Args:
+        per_case: case_id, patient_id, structure, one column a measure (NaN where undefined), status.
+        cases: case_id, patient_id, status, reason, diagonal (NaN where the reference could not be read, so that the case
+            cannot be evaluated), reference, prediction; one row a case.
+        measures: what the columns are.
+        length_unit: of the diagonal: mm or px.
+    """
+
+    per_case: pd.DataFrame
+    cases: pd.DataFrame
+    measures: tuple[Measure, ...]
+    length_unit: str
+
+    @property
+    def structures(self) -> list[str]:
+        """In the order of the label scheme."""
+        return list(self.per_case["structure"].unique())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cases given; of these with a readable reference; of these with a prediction; of these measured."""
+        readable = self.cases["diagonal"].notna()
+        status = self.cases["status"]
+        return {
+            "given": len(self.cases),
+            "readable": int(readable.sum()),
+            "segmented": int((readable & (status != "prediction_missing")).sum()),
+            "evaluated": int((readable & (status == "ok")).sum()),
+        }
+
+
+def evaluate_cases(
+    pairs: Sequence[Pair],
+    scheme: LabelScheme,
+    settings: EvaluateConfig,
+    spacing_mm: Spacing | None = None,
+    title: str = "evaluate",
+) -> Evaluation:
+    """Measure every case; a case that cannot be measured has rows that say why.
+
+    Args:
+        spacing_mm: voxel size of files that state none.
+        title: for the progress display.
+    Raises: ConfigError where some cases have a physical size and others have none, or a setting does not fit the structures.
+    """
+    tolerances = settings.tolerances(scheme.names)
+    grids = _reference_grids(pairs, spacing_mm)
+    frame = common_frame(grids)
+    measures = tuple(measures_for(settings.metrics, frame, tolerances))
+    ruler = Ruler(scheme, measures, frame, tuple(tolerances.values()), spacing_mm)
+    outcomes = map_cases(partial(measure_pair, ruler=ruler), pairs, title, settings.processes(len(pairs)))
+    results = [(o.item, o.result or _broken(o, ruler, grids)) for o in outcomes]
+    per_case = [{"case_id": p.case_id, "patient_id": p.patient_id, **row} for p, result in results for row in result.rows]
+    columns = ["case_id", "patient_id", "structure", *(m.column for m in measures), "status"]
+    cases = pd.DataFrame([_case_row(pair, result) for pair, result in results])
+    return Evaluation(pd.DataFrame(per_case, columns=columns), cases, measures, frame.length_unit)
+
+
+def common_frame(grids: dict[str, Grid]) -> Frame:
+    """The frame that all cases share; a slice among volumes is measured as a volume.
+
+    Args:
+        grids: of the references, by case_id.
+    Raises: ConfigError where physical and other cases are mixed.
+    """
+    without = [case for case, grid in grids.items() if not grid.physical]
+    if without and len(without) < len(grids):
+        with_size = next(case for case, grid in grids.items() if grid.physical)
+        raise ConfigError(
+            f"{len(without)} of {len(grids)} cases state no physical size (such as {without[0]}) while others do (such as "
+            f"{with_size}), and mm and pixels cannot be averaged; state `data.spacing_mm` or evaluate them apart."
+        )
+    return Frame(physical=not without, planar=bool(grids) and all(grid.planar for grid in grids.values()))
+
+
+def _reference_grids(pairs: Sequence[Pair], spacing_mm: Spacing | None) -> dict[str, Grid]:
+    grids = {}
+    for pair in pairs:
+        try:
+            if pair.reference is not None:
+                grids[pair.case_id] = read_grid(pair.reference, spacing_mm=spacing_mm)
+        except CaseError:
+            continue  # measure_pair meets the same file again and gives the reason
+    return grids
+
+
+def _broken(outcome: Outcome[Pair, CaseResult], ruler: Ruler, grids: dict[str, Grid]) -> CaseResult:
+    """A case that our own code failed on: it counts as unreadable, so that it cannot raise a mean."""
+    grid = grids.get(outcome.item.case_id)
+    return CaseResult(
+        rows_without_figures(ruler, "unreadable"), "unreadable", outcome.reason, grid.diagonal if grid else math.nan
+    )
+
+
+def _case_row(pair: Pair, result: CaseResult) -> dict[str, Any]:
+    return {
+        "case_id": pair.case_id,
+        "patient_id": pair.patient_id,
+        "status": result.status,
+        "reason": result.reason,
+        "diagonal": result.diagonal,
+        "reference": str(pair.reference or ""),
+        "prediction": str(pair.prediction or ""),
+    }
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write per_case.csv and cases.csv (where `diagonal` carries its unit)."""
+    write_table(folder / "per_case.csv", evaluation.per_case)
+    write_table(folder / "cases.csv", evaluation.cases.rename(columns={"diagonal": f"diagonal_{evaluation.length_unit}"}))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV, whole or not at all; undefined cells are empty."""
+    write_text(path, table.to_csv(index=False, float_format=NUMBERS, lineterminator="\n"))
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """The evaluation that `write_evaluation` wrote, with the measures that the stage's record names.
+
+    Raises: StageError where one of the files is missing or is not ours.
+    """
+    record = read_record(folder) or {}
+    try:
+        measures = tuple(Measure(**{**m, "structures": m["structures"] and tuple(m["structures"])}) for m in record["measures"])
+        per_case, cases = (pd.read_csv(folder / f"{n}.csv", dtype=str, keep_default_na=False) for n in ("per_case", "cases"))
+        (diagonal,) = [c for c in cases.columns if c.startswith("diagonal_")]
+        for table, column in [(cases, diagonal), *((per_case, m.column) for m in measures)]:
+            table[column] = pd.to_numeric(table[column])
+        per_case["structure"], cases["status"]  # both must be there
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise StageError(
+            f"{folder} holds no finished evaluation ({' '.join(str(error).split())}); run `medseg evaluate` there again."
+        ) from None
+    return Evaluation(per_case, cases.rename(columns={diagonal: "diagonal"}), measures, diagonal.removeprefix("diagonal_"))

@@ -1,0 +1,117 @@
+"""One structure in a reference and a prediction: what every metric is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.core.grid import Grid
+from medseg.core.labels import IGNORE
+from medseg.metrics.overlap import Counts, confusion_matrix, counts_of
+from medseg.metrics.surface import SurfaceDistances, surface_distances
+
+Box = tuple[slice, slice, slice]
+Classes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What sizes are measured in: mm or pixels, volumes or areas. One for all the cases of an evaluation.
+
+    Args:
+        physical: voxel sizes are known.
+        planar: every case is one voxel thick, so surfaces are contours and volumes are areas.
+    """
+
+    physical: bool
+    planar: bool
+
+    @property
+    def length_unit(self) -> str:
+        return "mm" if self.physical else "px"
+
+    @property
+    def size_unit(self) -> str:
+        return {(True, False): "ml", (True, True): "mm2", (False, False): "voxels", (False, True): "px"}[
+            self.physical, self.planar
+        ]
+
+    def voxel_size(self, grid: Grid) -> float:
+        """Volume (or area) of one voxel in `size_unit`."""
+        if not self.physical:
+            return 1.0
+        return grid.spacing[0] * grid.spacing[1] if self.planar else grid.voxel_volume / 1000
+
+
+@dataclass(frozen=True, eq=False)
+class StructurePair:
+    """One structure in a reference and a prediction on the same grid.
+
+    Args:
+        index: class index of the structure.
+        reference: (X, Y, Z) uint8 class indices; 255 is ignored.
+        prediction: the same; 0 wherever the reference is ignored.
+        box: where the structure lies in either, or None where it is in neither.
+        tolerance: of the surface Dice, in `frame.length_unit`.
+    """
+
+    index: int
+    counts: Counts
+    reference: Classes
+    prediction: Classes
+    box: Box | None
+    grid: Grid
+    frame: Frame
+    tolerance: float
+
+    def masks(self, box: Box | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """The structure in the reference and in the prediction, (X, Y) where planar, else (X, Y, Z)."""
+        place: Any = (*(box or (slice(None),) * 3)[:2], 0) if self.frame.planar else box or ...
+        return self.reference[place] == self.index, self.prediction[place] == self.index
+
+    @property
+    def ignored(self) -> npt.NDArray[np.bool_]:
+        """Voxels that are not looked at, of the shape of `masks()`."""
+        return (self.reference[..., 0] if self.frame.planar else self.reference) == IGNORE
+
+    @cached_property
+    def distances(self) -> SurfaceDistances | None:
+        """Distances between the two surfaces, or None where one of the masks is empty."""
+        if not self.counts.reference or not self.counts.prediction:
+            return None
+        spacing = self.grid.spacing[:2] if self.frame.planar else self.grid.spacing
+        return surface_distances(*self.masks(self.box), spacing)
+
+
+def pair_structures(
+    reference: Classes, prediction: Classes, grid: Grid, frame: Frame, tolerances: Sequence[float]
+) -> list[StructurePair]:
+    """Every structure of a case as a pair; the voxels are counted once for all of them.
+
+    Args:
+        reference, prediction: (X, Y, Z) uint8 class indices on `grid`; voxels that are 255 in the reference are left out of
+            everything (for surfaces they are background in both).
+        tolerances: one a structure, in the order of the classes 1, 2, ...
+    """
+    from scipy import ndimage
+
+    n_classes = len(tolerances) + 1
+    if (ignored := reference == IGNORE).any():
+        prediction = np.where(ignored, np.uint8(0), prediction)
+    matrix = confusion_matrix(reference, prediction, n_classes)
+    boxes = zip(*(ndimage.find_objects(labels, n_classes - 1) for labels in (reference, prediction)), strict=True)
+    return [
+        StructurePair(index, counts_of(matrix, index), reference, prediction, _union(*pair), grid, frame, tolerance)
+        for index, (pair, tolerance) in enumerate(zip(boxes, tolerances, strict=True), start=1)
+    ]
+
+
+def _union(a: Box | None, b: Box | None) -> Box | None:
+    if a is None or b is None:
+        return a or b
+    return tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))  # type: ignore[return-value]

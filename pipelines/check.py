@@ -1,0 +1,257 @@
+"""Stage `check`: everything that is wrong with a configuration, its manifest and its data, in one pass."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from medseg.core.cases import map_cases
+from medseg.core.config import load_yaml, override
+from medseg.core.errors import ConfigError, ManifestError
+from medseg.core.files import file_sha256, json_sha256, write_text
+from medseg.core.labels import LabelScheme
+from medseg.core.manifest import Manifest, scan_manifest
+from medseg.core.progress import say
+from medseg.core.record import StageRecord
+from medseg.data.check import CaseFindings, Problem, check_case, check_together, problem_of, problem_of_outcome
+from medseg.data.fetch import DATASETS
+from medseg.data.splits import fill_splits
+from pipelines.config import KEYS, LABEL_KEYS, RunConfig
+
+SECTIONS = {
+    "data": ("medseg.data.config", "DataConfig"),
+    "plan": ("medseg.planning.config", "PlanConfig"),
+    "training": ("medseg.training.config", "TrainingConfig"),
+    "predict": ("medseg.inference.config", "PredictConfig"),
+    "evaluate": ("medseg.evaluation.config", "EvaluateConfig"),
+    "report": ("medseg.reporting.config", "ReportConfig"),
+}
+COLUMNS = ["case_id", "file", "severity", "problem", "what_to_do"]
+BYTES_WORTH_WORKERS = 50e6  # below it, starting worker processes takes longer than reading the files
+MOST_ROWS_SHOWN = 40
+
+
+def check(path: Path, assignments: list[str] | None = None, redo: bool = False) -> int:
+    """`medseg check`: as the stage, for a file that may not even be a whole configuration. Returns the exit code."""
+    settings = override(load_yaml(Path(path)), assignments or [])
+    problems = []
+    for key in [key for key in settings if key not in KEYS]:
+        close = difflib.get_close_matches(str(key), KEYS, 1)
+        cure = f"did you mean `{close[0]}`?" if close else f"remove it (known: {', '.join(KEYS)})"
+        problems.append(Problem("error", f"unknown key `{key}`", cure.rstrip("."), file=str(path)))
+        del settings[key]
+    try:
+        config = RunConfig(Path(path), settings)
+    except ConfigError as error:
+        problems.append(problem_of(error, file=path))
+        config = RunConfig(Path(path), settings | {"seed": 0})
+    return _check(config, problems, redo)
+
+
+def run(config: RunConfig, redo: bool = False) -> int:
+    """Find everything that is wrong; write check/report.csv. Returns 0, or 2 where there is an error."""
+    return _check(config, [], redo)
+
+
+class _Cases(NamedTuple):
+    """What there is to check: the cases that the manifest names, their root, and what is known of them."""
+
+    manifest: Manifest | None
+    root: Path
+    spacing_mm: tuple[float, float, float] | None
+
+
+def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
+    problems += config_problems(config)
+    scheme = _scheme(config)
+    cases, more = _manifest(config)
+    problems += more
+    if cases.manifest is not None:
+        problems += _between_sections(config, cases.manifest)
+    record = StageRecord(config.folder("check"), _inputs(config, cases))
+    before = record.previous()
+    sound = all(problem.severity == "warning" for problem in problems)
+    if sound and before and record.unchanged() and not redo:
+        say(f"check: unchanged, skipped ({before['counts'].get('warnings', 0)} warnings, {config.folder('check')}/report.csv)")
+        return 0
+    record.path.unlink(missing_ok=True)  # a report of today and a record of yesterday must not stand side by side
+    findings = _findings(cases, scheme, problems)
+    problems += check_together(findings, scheme)
+    table = report_table(problems, cases.root)
+    write_text(config.folder("check") / "report.csv", table.to_csv(index=False, lineterminator="\n"))
+    if len(table):
+        say(rendered(table))
+    n_errors = int((table["severity"] == "error").sum())
+    counts = {"cases": len(findings), "errors": n_errors, "warnings": len(table) - n_errors}
+    where = config.folder("check") / "report.csv"
+    say(f"check: {_splits(findings)}, {n_errors} errors, {counts['warnings']} warnings; table: {where}")
+    if n_errors:
+        return 2
+    record.write("check", config.seed, counts)
+    return 0
+
+
+def config_problems(config: RunConfig) -> list[Problem]:
+    """What is wrong with the configuration alone: every section, the structures and the models."""
+    problems = []
+    for name, (module, section) in SECTIONS.items():
+        try:
+            config.section(name, getattr(importlib.import_module(module), section))
+        except ConfigError as error:
+            problems.append(problem_of(error, file=config.path))
+    for look in (lambda: config.labels, lambda: _models(config)):
+        try:
+            look()
+        except ConfigError as error:
+            problems.append(problem_of(error, file=config.path))
+    return problems
+
+
+def _models(config: RunConfig) -> Any:
+    from medseg.models.registry import parse_models
+
+    return parse_models(config.models, f"{config.path}: models")
+
+
+def _scheme(config: RunConfig) -> LabelScheme | None:
+    try:
+        return config.labels
+    except ConfigError:
+        return None
+
+
+def _manifest(config: RunConfig) -> tuple[_Cases, list[Problem]]:
+    try:
+        data = config.data
+    except ConfigError:
+        return _Cases(None, Path(), None), []  # said by config_problems
+    assert data.manifest is not None and data.root is not None
+    nothing = _Cases(None, data.root, data.spacing_mm)
+    try:
+        manifest, errors = scan_manifest(data.manifest, data.root)
+    except ManifestError as error:
+        return nothing, [problem_of(error, file=data.manifest)]
+    problems = [problem_of(error, error.case_id, data.manifest) for error in errors]
+    try:
+        manifest = fill_splits(manifest, data.val_fraction, data.test_fraction, config.seed)
+    except ManifestError as error:
+        problems.append(problem_of(error, file=data.manifest))
+    if not data.root.is_dir():
+        cure = f"run `medseg fetch {data.name}`" if data.name in DATASETS else "state `data.root`"
+        return nothing, [*problems, Problem("error", f"the data folder {data.root} does not exist", cure, file=str(data.root))]
+    return _Cases(manifest, data.root, data.spacing_mm), problems
+
+
+def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem]:
+    """Contradictions between sections, and between the configuration and the manifest."""
+    from medseg.evaluation.config import EvaluateConfig
+
+    where = str(config.path)
+    settings = {name: value for name, value in config.settings.items() if isinstance(value, dict)}
+    try:
+        config.section("evaluate", EvaluateConfig).tolerances(config.labels.names)
+    except ConfigError as error:
+        if "surface_tolerance" in str(error):
+            yield problem_of(error, file=where)
+    channel = settings.get("report", {}).get("channel")
+    if channel is not None and channel not in manifest.channels:
+        text = f"report: `channel: {channel}` is none of the manifest's channels"
+        yield Problem("error", text, f"name one of {', '.join(manifest.channels)}", file=where)
+    sizes = [settings.get(name, {}).get("batch_size") for name in ("plan", "training")]
+    if None not in sizes and sizes[0] != sizes[1]:
+        text = f"`plan.batch_size` is {sizes[0]} and `training.batch_size` is {sizes[1]}"
+        yield Problem("error", text, "keep one of them", file=where)
+    yield from _modalities(settings.get("data", {}).get("modality"), manifest, where)
+    yield from _pairs(config, where)
+
+
+def _modalities(modality: Any, manifest: Manifest, where: str) -> Iterator[Problem]:
+    several = len(manifest.channels) > 1  # a single file may be a colour picture of three channels
+    if isinstance(modality, list) and several and len(modality) != len(manifest.channels):
+        text = f"`data.modality` names {len(modality)} channels and the manifest has {len(manifest.channels)}"
+        yield Problem("error", text, f"name one for each of {', '.join(manifest.channels)}", file=where)
+
+
+def _pairs(config: RunConfig, where: str) -> Iterator[Problem]:
+    scheme = _scheme(config)
+    partner = {s.name: s.paired_with for s in scheme.structures} if scheme else {}
+    for name, other in partner.items():
+        if other and partner[other] != name:
+            text = f"`{name}` is paired_with `{other}`, and `{other}` is paired_with `{partner[other] or 'nothing'}`"
+            yield Problem("error", text, "pair them with each other", file=where)
+        mirror = name.replace("left", "right")
+        if mirror != name and mirror in partner and not other and not partner[mirror]:
+            text = f"`{name}` and `{mirror}` look like the two sides of the body"
+            yield Problem("warning", text, "state `paired_with` for both, so that `check` can tell mirrored scans", file=where)
+
+
+def _inputs(config: RunConfig, cases: _Cases) -> dict[str, Any]:
+    """What the check of the cases depends on. Files count by size and time: reading them would be the check itself."""
+    settings = {key: config.settings.get(key) for key in ("data", "seed", *LABEL_KEYS)}
+    if cases.manifest is None:
+        return settings
+    paths = [path for case in cases.manifest.cases for path in (*case.images, case.label) if path is not None]
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    return settings | {"manifest_sha256": file_sha256(cases.manifest.path), "files_sha256": json_sha256(stats)}
+
+
+def _findings(cases: _Cases, scheme: LabelScheme | None, problems: list[Problem]) -> list[CaseFindings]:
+    """Check every case, in worker processes where there is much to read; problems are added to `problems`."""
+    if cases.manifest is None:
+        return []
+    named = list(cases.manifest.cases)
+    size = sum(path.stat().st_size for case in named for path in case.images if path.is_file())
+    workers = (os.cpu_count() or 1) if size > BYTES_WORTH_WORKERS else 1
+    look = partial(check_case, scheme=scheme, spacing_mm=cases.spacing_mm)
+    findings = []
+    for outcome in map_cases(look, named, "check: cases", workers):
+        if outcome.result is None:
+            problems.append(problem_of_outcome(outcome))
+            findings.append(CaseFindings(outcome.item))
+        else:
+            problems += outcome.result.problems
+            findings.append(outcome.result)
+    return findings
+
+
+def report_table(problems: list[Problem], root: Path) -> pd.DataFrame:
+    """Errors first, then warnings, each by case; paths below `root` are written from there."""
+
+    def short(text: str) -> str:
+        return text.replace(f"{root}{os.sep}", "") if root != Path() else text
+
+    rows = [[p.case_id, short(p.file), p.severity, short(p.problem), p.cure] for p in problems]
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["severity", "case_id"], kind="stable", ignore_index=True)
+
+
+def rendered(table: pd.DataFrame) -> str:
+    """The table as text for a console, at most `MOST_ROWS_SHOWN` rows of it."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table("", "case", "problem", "what to do", box=SIMPLE, expand=False)
+    for case_id, _, severity, problem, cure in table.head(MOST_ROWS_SHOWN).itertuples(index=False):
+        shown.add_row(*(Text(str(cell)) for cell in (severity, case_id, problem, cure)))
+    stream = io.StringIO()
+    Console(file=stream, width=max(80, shutil.get_terminal_size((130, 24)).columns)).print(shown)
+    text = "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
+    more = len(table) - MOST_ROWS_SHOWN
+    return text + (f"\n... and {more} more in report.csv" if more > 0 else "")
+
+
+def _splits(findings: list[CaseFindings]) -> str:
+    splits: dict[str, int] = {}
+    for finding in findings:
+        splits[finding.case.split or "no split"] = splits.get(finding.case.split or "no split", 0) + 1
+    return f"{len(findings)} cases" + (f" ({', '.join(f'{n} {name}' for name, n in splits.items())})" if splits else "")

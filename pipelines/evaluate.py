@@ -1,0 +1,185 @@
+"""`medseg evaluate`: predictions measured against references, case by case, then summed up and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medseg.core.errors import CaseError, ConfigError, StageError
+from medseg.core.files import file_sha256, json_sha256
+from medseg.core.labels import MOST_STRUCTURES, LabelScheme, Structure, load_label_scheme
+from medseg.core.manifest import Case
+from medseg.core.progress import say
+from medseg.core.record import StageRecord
+from medseg.evaluation.compare import Comparison, compare_evaluations
+from medseg.evaluation.config import EvaluateConfig
+from medseg.evaluation.console import FEW, comparison_text, summary_text
+from medseg.evaluation.pairs import Pair, Unmatched, pair_cases, pair_folders
+from medseg.evaluation.summary import summarise
+from medseg.evaluation.table import Evaluation, evaluate_cases, load_evaluation, write_evaluation, write_table
+from medseg.inference.config import PredictConfig
+from medseg.io.formats import read_labels
+from pipelines.config import RunConfig
+
+COMPARISON_FILES = ("comparison.csv", "comparison_summary.csv")
+
+
+def run(config: RunConfig, redo: bool = False) -> int:
+    """Evaluate every model of a run on its test cases, and compare them.
+
+    Returns: 0, or 1 where some cases have no usable prediction or reference.
+    Raises: StageError where a model has not predicted yet, ConfigError, ManifestError.
+    """
+    settings = config.section("evaluate", EvaluateConfig)
+    splits = config.section("predict", PredictConfig).split
+    cases = config.manifest().of(*splits)
+    if not cases:
+        raise StageError(f"{config.path}: no case has the split {' or '.join(splits)}; name some in the manifest.")
+    evaluations = {}
+    for model in config.model_names:
+        pairs = pair_cases(cases, _predictions(config.folder("predict", model), model, cases))
+        inputs = {
+            "split": splits,
+            "sampling_unit": config.data.sampling_unit,
+            "spacing_mm": config.data.spacing_mm,
+            "predictions_csv": file_sha256(config.folder("predict", model, "predictions.csv")),
+        }
+        folder, title = config.folder("evaluate", model), f"evaluate {model}"
+        evaluations[model] = _evaluate(
+            pairs, config.labels, settings, folder, title, inputs, config.seed, config.data.spacing_mm, redo=redo
+        )
+    if len(evaluations) > 1:
+        write_comparison(config.folder("evaluate"), compare_evaluations(evaluations, settings, config.seed))
+    else:
+        for name in COMPARISON_FILES:  # of an earlier run with more models
+            config.folder("evaluate", name).unlink(missing_ok=True)
+    return int(any(_failed(e) for e in evaluations.values()))
+
+
+def evaluate_folders(predictions: Path, references: Path, output: Path, labels: Path | None = None) -> int:
+    """Evaluate masks made by any tool; files of the two folders are matched by name.
+
+    Writes per_case.csv, cases.csv, summary.csv, unmatched.csv and stage.json to `output`.
+
+    Args:
+        labels: labels.yaml with the structures; without it each whole number above 0 in the references is one.
+    Returns: 0, or 1 where some references have no usable prediction, or cannot be read.
+    """
+    pairs, unmatched = pair_folders(Path(predictions), Path(references))
+    scheme = load_label_scheme(Path(labels)) if labels else scheme_from_references(pairs)
+    write_unmatched(Path(output), unmatched)
+    inputs = {"predictions": str(predictions), "references": str(references), "sampling_unit": "case"}
+    evaluation = _evaluate(pairs, scheme, EvaluateConfig(), Path(output), "evaluate", inputs, 0)  # type: ignore[call-arg]
+    return int(_failed(evaluation))
+
+
+def scheme_from_references(pairs: Sequence[Pair]) -> LabelScheme:
+    """A structure `label_<v>` for each value above 0 in the references that can be read.
+
+    Raises: ConfigError where there is none, or there are too many to be structures.
+    """
+    found: set[int] = set()
+    for pair in pairs:
+        try:
+            assert pair.reference is not None
+            found |= set(np.unique(read_labels(pair.reference).array).tolist())
+        except CaseError:
+            continue  # the evaluation meets the same file again and gives the reason
+    values = sorted(found - {0})
+    if not values:
+        raise ConfigError("no reference holds a value above 0, so there is no structure to evaluate; give --labels labels.yaml.")
+    if len(values) > MOST_STRUCTURES or values[-1] > 65535:
+        raise ConfigError(
+            f"the references hold {len(values)} values up to {values[-1]}, too many to be structures; give --labels labels.yaml "
+            "(`values: nonzero` reads numbered instances as one structure)."
+        )
+    say(f"no labels file given: structures are the values of the references ({', '.join(f'label_{v}' for v in values)})")
+    return LabelScheme(structures=[Structure(name=f"label_{v}", id=v) for v in values])
+
+
+def _predictions(folder: Path, model: str, cases: Sequence[Case]) -> dict[str, tuple[Path | None, str]]:
+    """For each case its prediction, or None and why: as predictions.csv says."""
+    try:
+        table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
+        rows = table[["case_id", "output", "status", "reason"]].to_dict("records")
+    except (OSError, ValueError, KeyError):
+        raise StageError(f"{folder} holds no predictions of `{model}`; run `medseg predict` first.") from None
+    found: dict[str, tuple[Path | None, str]] = {}
+    for row in rows:
+        path = folder / row["output"] if row["output"] else None
+        usable = row["status"] == "done" and path is not None and path.is_file()
+        reason = row["reason"] or f"{path or 'its output'} does not exist"
+        found[row["case_id"]] = (path, "") if usable else (None, reason)
+    return {case.case_id: found[case.case_id] for case in cases if case.case_id in found}
+
+
+def _evaluate(
+    pairs: Sequence[Pair],
+    scheme: LabelScheme,
+    settings: EvaluateConfig,
+    folder: Path,
+    title: str,
+    inputs: dict[str, Any],
+    seed: int,
+    spacing_mm: tuple[float, float, float] | None = None,
+    redo: bool = False,
+) -> Evaluation:
+    """Measure and write one evaluation, or read the one that stands there where nothing has changed."""
+    record = StageRecord(folder, inputs | _read_by_all(pairs, scheme, settings, seed))
+    if record.unchanged() and not redo:
+        say(f"{title}: unchanged, skipped")
+        return load_evaluation(folder)
+    evaluation = evaluate_cases(pairs, scheme, settings, spacing_mm, title)
+    summary = summarise(evaluation, settings, seed)
+    write_evaluation(folder, evaluation)
+    write_table(folder / "summary.csv", summary)
+    record.write("evaluate", seed, evaluation.counts, measures=[m.as_dict() for m in evaluation.measures])
+    say(summary_text(title, evaluation, summary))
+    say(f"{title}: {folder / 'summary.csv'} and {folder / 'per_case.csv'}")
+    return evaluation
+
+
+def _read_by_all(pairs: Sequence[Pair], scheme: LabelScheme, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
+    files = {p.case_id: [_hash(p.reference), _hash(p.prediction), p.patient_id, p.reason] for p in pairs}
+    return {
+        "evaluate": settings.model_dump(mode="json", exclude={"workers"}),
+        "labels": scheme.model_dump(mode="json"),
+        "seed": seed,
+        "files": json_sha256(files),
+    }
+
+
+def _hash(path: Path | None) -> str:
+    try:
+        return file_sha256(path) if path else ""
+    except OSError:
+        return "unreadable"
+
+
+def _failed(evaluation: Evaluation) -> bool:
+    return evaluation.counts["evaluated"] < evaluation.counts["given"]
+
+
+def write_unmatched(folder: Path, unmatched: Sequence[Unmatched]) -> None:
+    """Write unmatched.csv (case_id, missing, file) and say what stands in it."""
+    rows = pd.DataFrame([asdict(u) for u in unmatched], columns=["case_id", "missing", "file"])
+    write_table(folder / "unmatched.csv", rows)
+    for missing, part in rows.groupby("missing"):
+        names = ", ".join(part["case_id"].head(FEW)) + (", ..." if len(part) > FEW else "")
+        fate = "counted as missed" if missing == "prediction" else "not evaluated"
+        say(f"{len(part)} without a {missing}, {fate}: {names} (all in {folder / 'unmatched.csv'})")
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write comparison.csv and comparison_summary.csv and say the means of the differences."""
+    write_table(folder / COMPARISON_FILES[0], comparison.differences)
+    write_table(folder / COMPARISON_FILES[1], comparison.summary)
+    if comparison.left_out:
+        say(f"not compared, since not every model has it: {', '.join(comparison.left_out)}")
+    say(comparison_text(comparison))
+    say(f"compare: {' and '.join(str(folder / name) for name in COMPARISON_FILES)}")

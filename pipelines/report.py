@@ -1,0 +1,103 @@
+"""Stage `report`: the tables of a run, or of finished evaluations, as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medseg.core.errors import ConfigError, StageError
+from medseg.core.files import file_sha256
+from medseg.core.progress import say
+from medseg.core.record import StageRecord, commit
+from medseg.reporting.collect import Facts, collect_folders, collect_run
+from medseg.reporting.config import ReportConfig
+from medseg.reporting.html import write_report
+from pipelines.config import RunConfig
+
+READ = (
+    "config.yaml",
+    "check/report.csv",
+    "prepare/plan.json",
+    "evaluate/comparison*.csv",
+    "evaluate/*/*.csv",
+    "predict/*/predictions.csv",
+    "train/*/log.csv",
+    "train/*/schedule.json",
+)
+
+
+def run(config: RunConfig, redo: bool = False) -> int:
+    """Write `report/report.html` of a run. Returns the exit code, 0.
+
+    Raises: StageError where no model has been evaluated.
+    """
+    settings = config.section("report", ReportConfig)
+    data, manifest = config.data, config.manifest()
+    if settings.channel is not None and settings.channel not in manifest.channels:
+        known = ", ".join(manifest.channels)
+        raise ConfigError(
+            f"{config.path}: report: `channel`: the manifest has no channel `{settings.channel}` (it has: {known})."
+        )
+    facts = Facts(data.name, data.note, data.citation, data.licence, data.sampling_unit, data.spacing_mm)
+    folder = config.folder("report")
+    inputs: dict[str, Any] = {
+        "report": settings.model_dump(),
+        "data": data.model_dump(mode="json"),
+        "labels": config.labels.model_dump(),
+        "models": config.model_names,
+        "cases": [[c.case_id, c.split, *map(str, c.images), str(c.label or "")] for c in manifest.cases],
+        "files": {
+            str(p.relative_to(config.output)): file_sha256(p) for pattern in READ for p in sorted(config.output.glob(pattern))
+        },
+    }
+    record = StageRecord(folder, inputs)
+    if not redo and record.unchanged() and (folder / "report.html").is_file():
+        say(f"report: unchanged, skipped ({folder / 'report.html'})")
+        return 0
+    report = collect_run(
+        config.output,
+        config.name,
+        config.model_names,
+        facts,
+        manifest.cases,
+        manifest.channels,
+        config.labels,
+        commands=_commands(config),
+    )
+    path = write_report(report, folder, settings)
+    record.write("report", config.seed, {"models": len(report.models), "absent": len(report.absent)})
+    say(f"report: {path}")
+    return 0
+
+
+def _commands(config: RunConfig) -> tuple[str, ...]:
+    """What to type to make the run again: the code that made it, then the run."""
+    code = (commit() or "").rstrip("+")
+    return (*((f"git checkout {code}", "make setup") if code else ()), f"medseg run {config.path}")
+
+
+def report_folders(folders: list[Path], output: Path | None = None) -> Path:
+    """Write a report over finished evaluations, also of masks that another tool made.
+
+    Args:
+        folders: each holds per_case.csv and summary.csv, or is a run folder.
+        output: folder for report.html; by default `report` in the only folder (beside its evaluations, in a run folder, whose
+            own report stays), or in the folder above several.
+    Returns: the path of report.html.
+    Raises: StageError where a folder holds no evaluation.
+    """
+    folders = [Path(folder) for folder in folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise StageError(f"{folder} is no folder; give a configuration file, or folders that `medseg evaluate` has written.")
+    data = collect_folders(folders)
+    path = write_report(data, output or _default_place(folders))
+    say(f"report: {path}")
+    return path
+
+
+def _default_place(folders: list[Path]) -> Path:
+    if len(folders) > 1:
+        return folders[0].resolve().parent / "report"
+    inside = folders[0] / "evaluate"
+    return (inside if inside.is_dir() else folders[0]) / "report"

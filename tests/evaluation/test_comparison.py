@@ -1,0 +1,130 @@
+"""Paired differences: signs, missing cases, tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from medseg.core.errors import ConfigError
+from medseg.evaluation.compare import compare_evaluations, holm, wilcoxon
+from medseg.evaluation.config import EvaluateConfig
+from medseg.evaluation.console import comparison_text, text_table
+from medseg.evaluation.table import Evaluation
+from medseg.metrics.pair import Frame
+from medseg.metrics.table import measures_for
+
+NAN = float("nan")
+SETTINGS = EvaluateConfig(bootstrap_resamples=500)
+MEASURES = tuple(measures_for(["dice", "hd95", "reference_volume"], Frame(True, False), {"liver": 2.0}))
+IDS = [f"c{i}" for i in range(8)]
+
+
+def _evaluation(dice, hd95, ids=IDS, statuses=None, structures=("liver",), patients=None, diagonal=50.0):
+    statuses, patients = statuses or ["ok"] * len(ids), patients or [""] * len(ids)
+    rows = [
+        {"case_id": c, "patient_id": p, "structure": s, "dice": d, "hd95_mm": h, "reference_volume_ml": 1.0, "status": status}
+        for c, p, d, h, status in zip(ids, patients, dice, hd95, statuses, strict=True)
+        for s in structures
+    ]
+    cases = pd.DataFrame({"case_id": ids, "patient_id": patients, "status": statuses, "reason": "", "diagonal": diagonal})
+    return Evaluation(pd.DataFrame(rows), cases, MEASURES, "mm")
+
+
+A = _evaluation([0.9, 0.8, 0.7, 0.9, 0.8, 0.9, 0.6, 0.9], [1, 2, 3, 1, 2, 1, 5, 1])
+B = _evaluation([0.8, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3], [2, 2, 2, 3, 4, 6, 9, 9])
+
+
+def _row(comparison, metric):
+    (row,) = comparison.summary[comparison.summary["metric"] == metric].to_dict("records")
+    return row
+
+
+def test_differences_are_first_minus_second_and_wins_heed_what_is_better():
+    comparison = compare_evaluations({"unet": A, "fcn8s": B}, SETTINGS, seed=0)
+    assert list(comparison.differences.columns) == [
+        *("case_id", "patient_id", "structure", "metric", "unet", "fcn8s", "difference", "note")
+    ]
+    assert len(comparison.differences) == 16  # sizes are neither better nor worse and are not compared
+    dice, hd95 = _row(comparison, "dice"), _row(comparison, "hd95_mm")
+    assert dice["mean_difference"] == pytest.approx(1.6 / 8)
+    assert (dice["wins"], dice["ties"], dice["losses"], dice["n"], dice["n_missing"]) == (6, 1, 1, 8, 0)
+    assert dice["ci_low"] < dice["mean_difference"] < dice["ci_high"]
+    assert hd95["mean_difference"] == pytest.approx(-21 / 8)
+    assert (hd95["wins"], hd95["ties"], hd95["losses"]) == (6, 1, 1)
+    expected = stats.wilcoxon([0.1, 0, -0.1, 0.2, 0.2, 0.4, 0.2, 0.6], zero_method="pratt").pvalue
+    assert dice["p_wilcoxon"] == pytest.approx(expected)
+    assert dice["p_holm"] >= dice["p_wilcoxon"]
+    assert "unet - fcn8s" in comparison_text(comparison)
+
+
+def test_a_case_that_one_model_lacks_counts_as_its_worst():
+    partial = _evaluation([0.9, NAN], [1, NAN], IDS[:2], ["ok", "prediction_missing"])
+    comparison = compare_evaluations({"a": A, "b": partial}, SETTINGS, seed=0)
+    rows = comparison.differences.set_index(["metric", "case_id"])
+    assert rows.loc[("dice", "c1"), "b"] == 0 and rows.loc[("hd95_mm", "c1"), "b"] == 50
+    assert rows.loc[("dice", "c7"), "b"] == 0 and rows.loc[("hd95_mm", "c7"), "b"] == 50
+    assert rows.loc[("dice", "c1"), "note"] == "b: prediction_missing, counted as worst"
+    assert rows.loc[("dice", "c7"), "note"] == "b: absent, counted as worst"
+    assert rows.loc[("dice", "c0"), "note"] == ""
+    row = _row(comparison, "dice")
+    assert (row["n"], row["n_missing"], row["n_undefined"]) == (8, 7, 0)
+
+
+def test_a_missed_structure_is_noted_but_is_not_missing():
+    missed = _evaluation([0.9] * 7 + [0.0], [1] * 7 + [NAN], statuses=["ok"] * 7 + ["prediction_empty"])
+    comparison = compare_evaluations({"a": A, "b": missed}, SETTINGS, seed=0)
+    assert comparison.differences["note"].iloc[7] == "b: prediction_empty"
+    assert _row(comparison, "hd95_mm")["n_missing"] == 0
+    assert comparison.differences.set_index(["metric", "case_id"]).loc[("hd95_mm", "c7"), "b"] == 50
+
+
+def test_a_case_without_a_readable_reference_is_undefined_and_counted():
+    lost = _evaluation([NAN] + [0.9] * 7, [NAN] + [1] * 7, statuses=["unreadable"] + ["ok"] * 7, diagonal=[NAN] + [50.0] * 7)
+    row = _row(compare_evaluations({"a": lost, "b": lost}, SETTINGS, seed=0), "dice")
+    assert (row["n"], row["n_undefined"], row["ties"]) == (7, 1, 7)
+    assert row["p_wilcoxon"] == 1
+
+
+def test_three_models_are_compared_pair_by_pair():
+    comparison = compare_evaluations({"a": A, "b": B, "c": A}, SETTINGS, seed=0)
+    assert [*comparison.differences.columns[-4:]] == ["difference_a_b", "difference_a_c", "difference_b_c", "note"]
+    assert len(comparison.summary) == 6
+    dice = comparison.summary[comparison.summary["metric"] == "dice"]
+    assert list(zip(dice["model_a"], dice["model_b"], strict=True)) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_what_cannot_be_compared_is_said_or_refused():
+    two = _evaluation([0.9] * 8, [1] * 8, structures=("liver", "tumour"))
+    assert compare_evaluations({"a": A, "b": two}, SETTINGS, seed=0).left_out == ["tumour"]
+    with pytest.raises(ConfigError, match="two evaluations, not 1"):
+        compare_evaluations({"a": A}, SETTINGS, seed=0)
+    with pytest.raises(ConfigError, match="in common"):
+        compare_evaluations({"a": A, "b": _evaluation([0.9], [1], ["other"])}, SETTINGS, seed=0)
+
+
+def test_patients_are_the_observations():
+    patients = [f"p{i // 2}" for i in range(8)]
+    a, b = (_evaluation(e.per_case["dice"], e.per_case["hd95_mm"], patients=patients) for e in (A, B))
+    row = _row(compare_evaluations({"a": a, "b": b}, SETTINGS, seed=0), "dice")
+    assert row["n"] == 8 and np.isnan(row["ci_low"]) and np.isnan(row["p_wilcoxon"])  # four patients
+
+
+def test_wilcoxon():
+    differences = np.array([0.3, -0.1, 0.25, 0.4, 0.05, 0.6, 0.7])
+    names = list("abcdefg")
+    assert wilcoxon(differences, names) == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert wilcoxon(np.repeat(differences, 3), np.repeat(names, 3)) == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert np.isnan(wilcoxon(differences[:5], names[:5]))
+
+
+def test_holm():
+    # Worked by hand: 4 x 0.005, then 3 x 0.01, 2 x 0.03 and 0.04, never below the one before.
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([0.02, NAN, 0.9])) == pytest.approx([0.04, NAN, 0.9], nan_ok=True)
+
+
+def test_names_in_brackets_are_not_markup():
+    table = text_table("mean [interval]", ["name [b]"], [["[red]"]])
+    assert all(text in table for text in ("mean [interval]", "name [b]", "[red]"))

@@ -1,0 +1,116 @@
+"""Partners by name, and grids brought together exactly or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.core.errors import ConfigError, GridMismatchError
+from medseg.core.grid import Grid
+from medseg.core.manifest import Case
+from medseg.core.volume import LabelMap
+from medseg.evaluation.pairs import on_grid, pair_cases, pair_folders
+
+SHAPE = (5, 6, 7)
+ARRAY = np.random.default_rng(0).integers(0, 4, SHAPE, np.uint8)
+
+
+def _oblique(angle: float = 0.4) -> Grid:
+    c, s = math.cos(angle), math.sin(angle)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) * (0.7, 1.0, 2.5)
+    affine[:3, 3] = (11.3, -4.1, 0.2)
+    return Grid(SHAPE, affine)
+
+
+def _turn(grid: Grid, array: np.ndarray, order: tuple[int, ...], flips: tuple[int, ...]) -> LabelMap:
+    """The same labels stored with other axes: an independent way to say what `on_grid` must undo."""
+    turned = np.flip(array.transpose(order), [i for i, flip in enumerate(flips) if flip])
+    affine = grid.affine.copy()
+    for place, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+        column = grid.affine[:3, axis]
+        affine[:3, place] = -column if flip else column
+        affine[:3, 3] += column * (array.shape[axis] - 1) * flip
+    return LabelMap(np.ascontiguousarray(turned), Grid(turned.shape, affine))
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, math.pi / 4, 2.0])
+def test_every_axis_order_and_flip_is_undone_exactly(angle):
+    grid = _oblique(angle)
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product((0, 1), repeat=3):
+            back = on_grid(_turn(grid, ARRAY, order, flips), grid)
+            assert np.array_equal(back.array, ARRAY) and back.grid is grid
+
+
+def test_rounding_of_a_header_is_no_difference():
+    grid = _oblique()
+    noisy = Grid(SHAPE, grid.affine * (1 + 1e-5))
+    assert np.array_equal(on_grid(LabelMap(ARRAY, noisy), grid).array, ARRAY)
+
+
+def _changed(**change) -> LabelMap:
+    grid = _oblique()
+    affine, array = grid.affine.copy(), ARRAY
+    if "shape" in change:
+        array = ARRAY[:4]
+    if "shift" in change:
+        affine[:3, 3] += change["shift"]
+    if "scale" in change:
+        affine[:3, :3] *= change["scale"]
+    if "angle" in change:
+        affine = _oblique(0.4 + change["angle"]).affine
+    return LabelMap(array, Grid(array.shape, affine, change.get("physical", True)))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"shape": 1}, "shape"), ({"shift": 1.5}, "origin"), ({"scale": 1.1}, "spacing"), ({"angle": 0.1}, "direction")]
+    + [({"physical": False}, "physical size")],
+)
+def test_any_other_difference_is_named(change, word):
+    with pytest.raises(GridMismatchError, match=word):
+        on_grid(_changed(**change), _oblique())
+
+
+def test_folders_are_matched_by_case_name(save_labels, tmp_path):
+    for name in ("pred/a.nii", "pred/extra.nii.gz", "ref/a.nii.gz", "ref/b.nii.gz"):
+        save_labels(name, np.zeros((2, 2, 2)))
+    (tmp_path / "pred/notes.txt").write_text("no label map")
+    (tmp_path / "pred/.hidden.nii.gz").write_text("half a file")
+    pairs, unmatched = pair_folders(tmp_path / "pred", tmp_path / "ref")
+    assert [(p.case_id, p.prediction and p.prediction.name) for p in pairs] == [("a", "a.nii"), ("b", None)]
+    assert "no file in" in pairs[1].reason
+    assert [(u.case_id, u.missing) for u in unmatched] == [("b", "prediction"), ("extra", "reference")]
+
+
+def test_folders_that_cannot_be_paired(save_labels, tmp_path):
+    save_labels("pred/pred_a.nii.gz", np.zeros((2, 2, 2)))
+    save_labels("ref/a.nii.gz", np.zeros((2, 2, 2)))
+    save_labels("double/a.nii.gz", np.zeros((2, 2, 2)))
+    save_labels("double/a.nii", np.zeros((2, 2, 2)))
+    (tmp_path / "empty").mkdir()
+    for predictions, message in {
+        "pred": "pred_a.nii.gz and a.nii.gz",
+        "double": "both case `a`",
+        "empty": "no label map",
+        "nowhere": "not a folder",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            pair_folders(tmp_path / predictions, tmp_path / "ref")
+
+
+def test_cases_of_a_manifest_keep_their_reasons():
+    cases = [
+        Case(name, (Path("x"),), Path(f"{name}.png"), "test", patient) for name, patient in (("a", "p1"), ("b", ""), ("c", ""))
+    ]
+    pairs = pair_cases(cases, {"a": (Path("out/a.png"), ""), "b": (None, "NaN voxels")})
+    assert [(p.unit, p.prediction, p.reason) for p in pairs] == [
+        ("p1", Path("out/a.png"), ""),
+        ("b", None, "NaN voxels"),
+        ("c", None, "it has no prediction"),
+    ]

@@ -1,0 +1,107 @@
+"""summary.csv against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medseg.evaluation.config import EvaluateConfig
+from medseg.evaluation.summary import SUMMARY_COLUMNS, summarise, under_worst
+from medseg.evaluation.table import Evaluation
+from medseg.metrics.pair import Frame
+from medseg.metrics.table import measures_for
+
+NAN = float("nan")
+SETTINGS = EvaluateConfig(bootstrap_resamples=500)
+MEASURES = tuple(measures_for(["dice", "hd95", "reference_volume", "predicted_volume"], Frame(True, False), {"liver": 2.0}))
+
+
+def _evaluation(rows, diagonal=100.0) -> Evaluation:
+    """rows: (case_id, status, dice, hd95, reference_volume, predicted_volume[, diagonal])."""
+    cases = pd.DataFrame(
+        [
+            {"case_id": r[0], "patient_id": "", "status": r[1], "reason": "", "diagonal": r[6] if len(r) > 6 else diagonal}
+            for r in rows
+        ]
+    )
+    columns = ["case_id", "patient_id", "structure", *(m.column for m in MEASURES), "status"]
+    per_case = pd.DataFrame([(r[0], "", "liver", *r[2:6], r[1]) for r in rows], columns=columns)
+    return Evaluation(per_case, cases, MEASURES, "mm")
+
+
+ROWS = [
+    ("a", "ok", 0.9, 2.0, 1.0, 1.1),
+    ("b", "ok", 0.7, 4.0, 2.0, 2.2),
+    ("c", "prediction_empty", 0.0, NAN, 3.0, 0.0),
+    ("d", "prediction_missing", NAN, NAN, 4.0, NAN, 60.0),
+    ("e", "both_empty", NAN, NAN, 0.0, 0.0),
+    ("f", "reference_empty", 0.0, NAN, 0.0, 0.5),
+    ("g", "grid_mismatch", NAN, NAN, 5.0, NAN),
+    ("h", "unreadable", NAN, NAN, 6.0, NAN),  # the prediction
+    ("i", "unreadable", NAN, NAN, NAN, NAN, NAN),  # the reference
+]
+
+
+def _row(table, metric, convention):
+    (row,) = table[(table["metric"] == metric) & (table["convention"] == convention)].to_dict("records")
+    return row
+
+
+def test_worst_and_defined():
+    table = summarise(_evaluation(ROWS), SETTINGS, seed=0)
+    assert list(table.columns) == SUMMARY_COLUMNS
+    assert list(table["convention"]) == ["worst"] * 4 + ["defined"] * 4
+    dice = _row(table, "dice", "worst")
+    assert (dice["n"], dice["n_undefined"], dice["unit"]) == (8, 1, "")
+    assert dice["mean"] == pytest.approx((0.9 + 0.7 + 0 + 0 + 1 + 0 + 0 + 0) / 8)
+    dice = _row(table, "dice", "defined")
+    assert (dice["n"], dice["n_undefined"]) == (4, 5)
+    assert dice["mean"] == pytest.approx(1.6 / 4)
+    hd95 = _row(table, "hd95_mm", "worst")
+    assert (hd95["n"], hd95["unit"]) == (8, "mm")
+    assert hd95["mean"] == pytest.approx((2 + 4 + 100 + 60 + 0 + 100 + 100 + 100) / 8)
+    assert _row(table, "hd95_mm", "defined")["mean"] == pytest.approx(3)
+    assert (_row(table, "hd95_mm", "defined")["q1"], _row(table, "hd95_mm", "defined")["q3"]) == (2.5, 3.5)
+    assert _row(table, "hd95_mm", "defined")["median"] == 3
+
+
+def test_sizes_have_no_worst_but_a_missing_prediction_is_of_size_0():
+    table = summarise(_evaluation(ROWS), SETTINGS, seed=0)
+    assert _row(table, "reference_volume_ml", "worst")["mean"] == pytest.approx(21 / 8)
+    assert _row(table, "predicted_volume_ml", "worst")["mean"] == pytest.approx(3.8 / 8)
+    assert _row(table, "predicted_volume_ml", "defined")["mean"] == pytest.approx(3.8 / 5)
+
+
+@pytest.mark.parametrize("n", [5, 6])
+def test_intervals_need_six_units(n):
+    rows = [(str(i), "ok", 0.5 + i / 20, 1.0, 1.0, 1.0) for i in range(n)]
+    row = _row(summarise(_evaluation(rows), SETTINGS, seed=0), "dice", "worst")
+    assert np.isfinite([row["ci_low"], row["ci_high"]]).all() == (n == 6)
+    if n == 6:
+        assert row["ci_low"] < row["mean"] < row["ci_high"]
+
+
+@pytest.mark.parametrize("status", ["prediction_empty", "prediction_missing", "unreadable", "grid_mismatch", "reference_empty"])
+@pytest.mark.parametrize("metric", ["dice", "hd95_mm"])
+def test_a_missed_structure_never_makes_a_mean_better(status, metric):
+    base = [("a", "ok", 0.02, 99.0, 1.0, 1.0), ("b", "ok", 0.1, 90.0, 1.0, 1.0)]  # hardly better than nothing
+    lost = ("c", status, NAN, NAN, 1.0, NAN)
+    before, after = (
+        _row(summarise(_evaluation(rows), SETTINGS, seed=0), metric, "worst")["mean"] for rows in (base, [*base, lost])
+    )
+    assert after <= before if metric == "dice" else after >= before
+
+
+def test_a_structure_measured_at_another_tolerance_has_no_row_for_this_one():
+    measures = tuple(measures_for(["surface_dice"], Frame(True, False), {"liver": 2.0, "tumour": 1.0}))
+    rows = [("a", "", s, NAN, NAN, "prediction_missing") for s in ("liver", "tumour")]
+    per_case = pd.DataFrame(rows, columns=["case_id", "patient_id", "structure", *(m.column for m in measures), "status"])
+    cases = pd.DataFrame([{"case_id": "a", "patient_id": "", "status": "prediction_missing", "reason": "", "diagonal": 9.0}])
+    evaluation = Evaluation(per_case, cases, measures, "mm")
+    table = summarise(evaluation, SETTINGS, seed=0)
+    assert set(zip(table["structure"], table["metric"], strict=True)) == {
+        ("liver", "surface_dice_2mm"),
+        ("tumour", "surface_dice_1mm"),
+    }
+    assert under_worst(evaluation)["surface_dice_1mm"].isna().tolist() == [True, False]

@@ -1,0 +1,166 @@
+"""Sliding windows: blending, padding, mirroring, and agreement with MONAI's inferer."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+from medseg.inference.window import importance, predict_logits, window_starts
+
+
+class Same(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Constant(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.full_like(x[:, 0], 2.5), torch.full_like(x[:, 0], -1.0)], dim=1)
+
+
+class Position(nn.Module):
+    """Answers the index along X inside the window: the same for any content, not symmetric."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.arange(x.shape[2], dtype=torch.float32).reshape(1, 1, -1, 1, 1).expand(x.shape[0], 1, *x.shape[2:])
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.batches.append(tuple(x.shape))
+        return x
+
+
+def picture(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def smooth_network(channels: int, classes: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(channels, 4, 3, padding=1), nn.Softplus(), nn.Conv3d(4, classes, 3, padding=1)).eval()
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "overlap", "starts"),
+    [
+        (8, 8, 0.5, [0]),
+        (5, 8, 0.5, [0]),
+        (16, 8, 0.5, [0, 4, 8]),
+        (17, 8, 0.5, [0, 3, 6, 9]),
+        (4, 1, 0.5, [0, 1, 2, 3]),
+        (16, 8, 0, [0, 8]),
+    ],
+)
+def test_starts_are_evenly_spread(size: int, patch: int, overlap: float, starts: list[int]) -> None:
+    assert window_starts(size, patch, overlap) == starts
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.75, 0.95])
+@pytest.mark.parametrize("size", [9, 20, 31, 100])
+def test_windows_cover_all_and_overlap_enough(size: int, overlap: float) -> None:
+    starts = window_starts(size, 9, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == size - 9
+    assert all(1 <= b - a <= max(1, np.ceil(9 * (1 - overlap))) for a, b in itertools.pairwise(starts))
+
+
+def test_importance_is_a_centred_gaussian_with_a_floor() -> None:
+    weight = importance((9, 16, 1))
+    assert weight.shape == (9, 16, 1)
+    torch.testing.assert_close(weight, weight.flip(0, 1, 2))
+    assert weight[4].max() == weight.max()
+    assert weight.min() == pytest.approx(1e-3)
+    # One standard deviation, an eighth of 16 voxels, from the centre at 7.5.
+    middle = importance((1, 17, 1)).flatten()
+    assert middle[8].item() == 1
+    assert importance((1, 16, 1)).flatten()[10].item() == pytest.approx(np.exp(-0.5 * (2.5 / 2) ** 2))
+
+
+@pytest.mark.parametrize("shape", [(23, 17, 11), (8, 8, 8), (3, 20, 8), (5, 4, 3)])
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+def test_a_network_that_returns_its_input_gives_the_input(shape: tuple[int, ...], overlap: float) -> None:
+    image = picture(2, *shape)
+    logits = predict_logits(Same(), image, (8, 8, 8), overlap=overlap, batch=3)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, image, atol=1e-5)
+
+
+def test_a_constant_network_gives_its_constant() -> None:
+    logits = predict_logits(Constant(), picture(1, 30, 22, 9), (8, 8, 8))
+    assert logits.shape == (2, 30, 22, 9)
+    np.testing.assert_allclose(logits[0], 2.5, atol=1e-5)
+    np.testing.assert_allclose(logits[1], -1.0, atol=1e-5)
+
+
+def test_one_window_is_the_network_itself() -> None:
+    network, image = smooth_network(2, 3), picture(2, 12, 10, 8)
+    with torch.inference_mode():
+        direct = network(torch.from_numpy(image)[None])[0].numpy()
+    np.testing.assert_array_equal(predict_logits(network, image, (12, 10, 8)), direct)
+
+
+@pytest.mark.parametrize("shape", [(24, 16, 8), (16, 16, 16), (5, 16, 24)])
+def test_agrees_with_monai_where_the_windows_are_the_same(shape: tuple[int, ...]) -> None:
+    network, image = smooth_network(1, 3), picture(1, *shape)
+    inferer = SlidingWindowInferer((8, 8, 8), sw_batch_size=2, overlap=0.5, mode="gaussian", sigma_scale=0.125)
+    with torch.inference_mode():
+        expected = inferer(torch.from_numpy(image)[None], network)[0].numpy()
+    np.testing.assert_allclose(predict_logits(network, image, (8, 8, 8), batch=2), expected, atol=2e-5)
+
+
+def test_the_centre_of_a_window_counts_most() -> None:
+    logits = predict_logits(Position(), np.zeros((1, 12, 8, 8), np.float32), (8, 8, 8))[0, :, 4, 4]
+    # Voxel 5 is index 5 of the first window (nearer its centre, 3.5) and index 1 of the second.
+    assert 4.5 < logits[5] < 5
+    assert 2 < logits[6] < 2.5 + 2  # both equally far from a centre: 6 and 2
+    assert logits[0] == 0
+    assert logits[11] == pytest.approx(7)
+
+
+def test_a_flat_patch_takes_the_volume_slice_by_slice() -> None:
+    network, image = Counting(), picture(1, 8, 8, 5)
+    np.testing.assert_allclose(predict_logits(network, image, (8, 8, 1), batch=2), image, atol=1e-6)
+    assert network.batches == [(2, 1, 8, 8, 1), (2, 1, 8, 8, 1), (1, 1, 8, 8, 1)]
+
+
+def test_the_batch_changes_nothing() -> None:
+    network, image = smooth_network(1, 2), picture(1, 20, 20, 12)
+    one, many = (predict_logits(network, image, (8, 8, 8), batch=n) for n in (1, 5))
+    np.testing.assert_allclose(one, many, atol=1e-6)
+    np.testing.assert_array_equal(one, predict_logits(network, image, (8, 8, 8), batch=1))
+
+
+def test_mirroring_averages_over_the_allowed_axes_only() -> None:
+    image = np.zeros((1, 8, 8, 8), np.float32)
+    np.testing.assert_allclose(predict_logits(Position(), image, (8, 8, 8), mirror_axes=(0,)), 3.5)
+    along_y = predict_logits(Position(), image, (8, 8, 8), mirror_axes=(1, 2))
+    np.testing.assert_allclose(along_y[0, :, 0, 0], np.arange(8), atol=1e-6)
+    network, image = smooth_network(1, 2), picture(1, 8, 6, 8)
+    mirrored = predict_logits(network, image, (8, 8, 8), mirror_axes=(0, 2))
+    turned = predict_logits(network, image[:, ::-1, :, ::-1], (8, 8, 8), mirror_axes=(0, 2))[:, ::-1, :, ::-1]
+    np.testing.assert_allclose(mirrored, turned, atol=1e-5)
+
+
+def test_takes_read_only_arrays_and_tensors() -> None:
+    image = picture(1, 10, 8, 8)
+    image.setflags(write=False)
+    np.testing.assert_array_equal(
+        predict_logits(Same(), image, (8, 8, 8)), predict_logits(Same(), torch.from_numpy(image.copy()), (8, 8, 8))
+    )
+
+
+def test_bfloat16_is_near_and_only_when_asked() -> None:
+    network, image = smooth_network(1, 2), picture(1, 12, 8, 8)
+    exact = predict_logits(network, image, (8, 8, 8))
+    rough = predict_logits(network, image, (8, 8, 8), dtype=torch.bfloat16)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(exact - rough).max() < 0.05

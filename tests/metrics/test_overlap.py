@@ -1,0 +1,76 @@
+"""Overlap figures against hand counts and MONAI."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from medseg.metrics import overlap
+from medseg.metrics.overlap import Counts, confusion_matrix, counts_of
+
+
+def test_confusion_matrix_counts_pairs_of_classes():
+    reference = np.array([0, 0, 1, 1, 1, 2], np.uint8).reshape(6, 1, 1)
+    prediction = np.array([0, 1, 1, 1, 2, 0], np.uint8).reshape(6, 1, 1)
+    assert confusion_matrix(reference, prediction, 3).tolist() == [[1, 1, 0], [0, 2, 1], [1, 0, 0]]
+
+
+def test_ignored_voxels_are_left_out_and_an_ignored_prediction_is_background():
+    reference = np.array([255, 255, 1, 1], np.uint8).reshape(4, 1, 1)
+    prediction = np.array([1, 0, 1, 255], np.uint8).reshape(4, 1, 1)
+    counts = counts_of(confusion_matrix(reference, prediction, 2), 1)
+    assert counts == Counts(true_positive=1, false_positive=0, false_negative=1, total=2)
+
+
+def test_counting_in_pieces_changes_nothing(monkeypatch):
+    generator = np.random.default_rng(0)
+    reference, prediction = generator.integers(0, 5, (2, 13, 7, 5), np.uint8)
+    whole = confusion_matrix(reference, prediction, 5)
+    monkeypatch.setattr(overlap, "CHUNK_VOXELS", 17)
+    assert (confusion_matrix(reference, np.asfortranarray(prediction), 5) == whole).all()
+    assert whole.sum() == reference.size
+    assert whole[3, 4] == ((reference == 3) & (prediction == 4)).sum()
+
+
+def test_most_structures_fit():
+    reference = np.arange(255, dtype=np.uint8).reshape(255, 1, 1)
+    assert (confusion_matrix(reference, reference, 255) == np.eye(255)).all()
+
+
+def test_known_figures():
+    counts = Counts(true_positive=6, false_positive=2, false_negative=4, total=100)
+    assert overlap.dice(counts) == pytest.approx(12 / 18)
+    assert overlap.iou(counts) == pytest.approx(6 / 12)
+    assert overlap.precision(counts) == pytest.approx(6 / 8)
+    assert overlap.sensitivity(counts) == pytest.approx(6 / 10)
+
+
+@pytest.mark.parametrize(
+    ("counts", "dice", "precision", "sensitivity"),
+    [
+        (Counts(0, 0, 0, 9), math.nan, math.nan, math.nan),  # both empty
+        (Counts(0, 3, 0, 9), 0, 0, math.nan),  # reference empty
+        (Counts(0, 0, 3, 9), 0, math.nan, 0),  # prediction empty
+    ],
+)
+def test_empty_masks(counts, dice, precision, sensitivity):
+    assert overlap.dice(counts) == pytest.approx(dice, nan_ok=True)
+    assert overlap.iou(counts) == pytest.approx(dice, nan_ok=True)
+    assert overlap.precision(counts) == pytest.approx(precision, nan_ok=True)
+    assert overlap.sensitivity(counts) == pytest.approx(sensitivity, nan_ok=True)
+
+
+def test_dice_and_iou_agree_with_monai():
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.metrics import compute_dice, compute_iou
+    reference, prediction = np.random.default_rng(1).integers(0, 4, (2, 9, 8, 7), np.uint8)
+    matrix = confusion_matrix(reference, prediction, 4)
+    one_hot = [torch.from_numpy(np.stack([a == k for k in range(4)])[None]).float() for a in (prediction, reference)]
+    for function, oracle in ((overlap.dice, compute_dice), (overlap.iou, compute_iou)):
+        ours = [function(counts_of(matrix, k)) for k in (1, 2, 3)]
+        assert ours == pytest.approx(oracle(*one_hot, include_background=False)[0].tolist(), abs=1e-6)

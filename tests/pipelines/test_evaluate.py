@@ -1,0 +1,193 @@
+"""`medseg evaluate` over a run and over two folders of masks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+from phantoms import LPS_AFFINE, write_config, write_volume_set
+from PIL import Image
+
+from medseg.core.errors import ConfigError, StageError
+from pipelines.config import RunConfig
+from pipelines.evaluate import evaluate_folders, run
+
+COLUMNS = [
+    *("case_id", "input", "output", "status", "reason", "seconds"),
+    *("input_sha256", "model_sha256", "options_sha256", "output_sha256"),
+]
+STRUCTURES = [{"name": "large", "id": 1}, {"name": "small", "id": 2}]
+
+
+def _predict(config: RunConfig, model: str, change=lambda case, labels: labels) -> None:
+    """Stand in for the predict stage: the references, changed; `change` gives None for a case that fails."""
+    folder, rows = config.folder("predict", model), []
+    folder.mkdir(parents=True)
+    for case in config.manifest().of("test"):
+        labels = change(case.case_id, np.asarray(nibabel.load(case.label).dataobj))
+        if labels is not None:
+            nibabel.save(nibabel.Nifti1Image(labels, LPS_AFFINE), folder / f"{case.case_id}.nii.gz")
+        outcome = ("", "failed", "voxels are NaN") if labels is None else (f"{case.case_id}.nii.gz", "done", "")
+        rows.append([case.case_id, str(case.images[0]), *outcome, 1.0, "", "", "", ""])
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(folder / "predictions.csv", index=False)
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    manifest = write_volume_set(tmp_path, {"train": 1, "val": 1, "test": 3})
+    settings = {"structures": STRUCTURES, "models": ["unet", "fcn8s"], "evaluate": {"bootstrap_resamples": 200, "workers": 1}}
+    return RunConfig.load(write_config(tmp_path, manifest, **settings))
+
+
+def _shifted(case: str, labels: np.ndarray) -> np.ndarray | None:
+    return None if case == "test02" else np.roll(labels, 1, axis=0)
+
+
+def test_a_run_with_two_models(config, capsys):
+    _predict(config, "unet")
+    _predict(config, "fcn8s", _shifted)
+    assert run(config) == 1
+    unet, fcn = (pd.read_csv(config.folder("evaluate", m, "per_case.csv")) for m in ("unet", "fcn8s"))
+    assert len(unet) == 6 and (unet["dice"] == 1).all() and (unet["hd95_mm"] == 0).all()
+    assert list(fcn[fcn["case_id"] == "test02"]["status"]) == ["prediction_missing"] * 2
+    assert fcn["hd95_mm"].dropna().between(0.5, 1.5).all()  # one voxel of 1 mm
+    summary = pd.read_csv(config.folder("evaluate", "fcn8s", "summary.csv"))
+    worst = summary[(summary["convention"] == "worst") & (summary["metric"] == "dice")]
+    assert list(worst["n"]) == [3, 3] and (worst["mean"] < 0.7).all()
+    record = json.loads(config.folder("evaluate", "fcn8s", "stage.json").read_text())
+    assert record["counts"] == {"given": 3, "readable": 3, "segmented": 2, "evaluated": 2}
+    assert record["inputs"]["sampling_unit"] == "patient"
+    comparison = pd.read_csv(config.folder("evaluate", "comparison.csv"))
+    assert {"unet", "fcn8s", "difference", "note"} < set(comparison.columns) and (comparison["note"].notna().sum()) == 12
+    assert (pd.read_csv(config.folder("evaluate", "comparison_summary.csv"))["n_missing"] == 1).all()
+    said = capsys.readouterr().err
+    assert "3 given, 3 readable, 2 segmented, 2 evaluated" in said and "test02: prediction_missing: voxels are NaN" in said
+
+
+def test_unchanged_is_skipped_and_changed_is_measured_again(config, capsys):
+    for model in config.model_names:
+        _predict(config, model)
+    assert run(config) == 0
+    table = config.folder("evaluate", "unet", "per_case.csv")
+    written = table.stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(config) == 0
+    assert "evaluate unet: unchanged, skipped" in capsys.readouterr().err and table.stat().st_mtime_ns == written
+    shutil.copy(config.folder("predict", "unet", "test00.nii.gz"), config.folder("predict", "unet", "test01.nii.gz"))
+    assert run(config) == 0
+    assert pd.read_csv(table)["dice"].min() < 1
+    assert "evaluate fcn8s: unchanged, skipped" in capsys.readouterr().err
+    run(config, redo=True)
+    assert "unchanged, skipped" not in capsys.readouterr().err
+
+
+def test_a_changed_reference_is_noticed(config):
+    for model in config.model_names:
+        _predict(config, model)
+    run(config)
+    label = config.manifest().of("test")[0].label
+    nibabel.save(nibabel.Nifti1Image(np.ones((24, 20, 16), np.uint8), LPS_AFFINE), label)
+    run(config)
+    assert pd.read_csv(config.folder("evaluate", "unet", "per_case.csv"))["dice"].min() < 1
+
+
+def test_a_stale_file_of_a_failed_case_is_not_measured(config):
+    for model in config.model_names:
+        _predict(config, model, _shifted)
+        shutil.copy(config.manifest().of("test")[2].label, config.folder("predict", model, "test02.nii.gz"))
+    assert run(config) == 1
+    table = pd.read_csv(config.folder("evaluate", "unet", "per_case.csv"))
+    assert list(table[table["case_id"] == "test02"]["status"]) == ["prediction_missing"] * 2
+
+
+def test_a_run_that_has_not_predicted(config):
+    with pytest.raises(StageError, match=r"no predictions of `unet`; run `medseg predict` first"):
+        run(config)
+
+
+def test_other_splits(config):
+    both = RunConfig(config.path, {**config.settings, "models": ["unet"], "predict": {"split": ["val", "test"]}})
+    _predict(both, "unet")
+    assert run(both) == 1  # val00 was not predicted
+    cases = pd.read_csv(both.folder("evaluate", "unet", "cases.csv")).set_index("case_id")
+    assert len(cases) == 4 and cases.loc["val00", "reason"] == "it has no prediction"
+
+
+def test_no_case_to_evaluate(tmp_path):
+    manifest = write_volume_set(tmp_path, {"train": 1, "val": 1})
+    config = RunConfig.load(write_config(tmp_path, manifest, structures=STRUCTURES, models=["unet"]))
+    with pytest.raises(StageError, match="no case has the split test"):
+        run(config)
+
+
+def _mask(folder: Path, name: str, columns: slice, value: int = 255) -> None:
+    folder.mkdir(exist_ok=True)
+    array = np.zeros((12, 16), np.uint8)
+    array[2:10, columns] = value
+    Image.fromarray(array).save(folder / f"{name}.png")
+
+
+def test_folders_of_masks(tmp_path, capsys):
+    references, predictions = tmp_path / "references", tmp_path / "predictions"
+    for name in ("a", "b", "c"):
+        _mask(references, name, slice(2, 10))
+    _mask(predictions, "a", slice(2, 10))
+    _mask(predictions, "b", slice(4, 12))
+    _mask(predictions, "z", slice(4, 12))
+    assert evaluate_folders(predictions, references, tmp_path / "out") == 1
+    table = pd.read_csv(tmp_path / "out" / "per_case.csv")
+    assert list(table["structure"].unique()) == ["label_255"]
+    assert list(table["status"]) == ["ok", "ok", "prediction_missing"]
+    assert table["dice"][:2].tolist() == [1, 0.75] and table["hd95_px"][1] == 2
+    unmatched = pd.read_csv(tmp_path / "out" / "unmatched.csv")
+    assert unmatched[["case_id", "missing"]].to_numpy().tolist() == [["c", "prediction"], ["z", "reference"]]
+    said = capsys.readouterr().err
+    assert "structures are the values of the references (label_255)" in said
+    assert "1 without a reference, not evaluated: z" in said and "1 without a prediction, counted as missed: c" in said
+
+
+def test_folders_with_a_labels_file(tmp_path):
+    references, predictions, labels = tmp_path / "references", tmp_path / "predictions", tmp_path / "labels.yaml"
+    _mask(references, "a", slice(2, 10), 255)
+    _mask(predictions, "a", slice(2, 10), 1)
+    labels.write_text("structures: [{name: cell, id: 1, values: [255], prediction_values: [1]}]\n")
+    assert evaluate_folders(predictions, references, tmp_path / "out", labels) == 0
+    assert pd.read_csv(tmp_path / "out" / "per_case.csv")["structure"][0] == "cell"
+    # Without it the prediction's 1 means nothing, which is a row with a reason and not a Dice of 0 without a word.
+    assert evaluate_folders(predictions, references, tmp_path / "out2") == 1
+    assert "label values 1 are not in the label scheme" in pd.read_csv(tmp_path / "out2" / "cases.csv")["reason"][0]
+
+
+def test_references_without_structures(tmp_path):
+    _mask(tmp_path / "r", "a", slice(2, 10), 0)
+    _mask(tmp_path / "p", "a", slice(2, 10), 0)
+    with pytest.raises(ConfigError, match="labels"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out")
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(tmp_path / "r" / "a.png")
+    with pytest.raises(ConfigError, match="too many to be structures"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_references_against_themselves(real_data, tmp_path):
+    folder = real_data / "hippocampus" / "labels"
+    if not folder.is_dir():
+        pytest.skip("no hippocampus/labels in the real data")
+    for side in ("p", "r"):
+        (tmp_path / side).mkdir()
+        for path in sorted(p for p in folder.glob("*.nii.gz") if not p.name.startswith("."))[:2]:
+            shutil.copy(path, tmp_path / side / path.name)
+    assert evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out") == 0
+    assert (pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"] == 1).all()
+
+
+def test_no_torch_is_imported():
+    code = "import sys, pipelines.evaluate, pipelines.compare; sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

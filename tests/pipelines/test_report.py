@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from reporting.phantom_run import write_picture_run
+
+from medseg.core.errors import ConfigError, StageError
+from medseg.core.record import read_record
+from pipelines.config import RunConfig
+from pipelines.report import report_folders, run
+
+
+@pytest.fixture(scope="module")
+def config_path(tmp_path_factory):
+    return write_picture_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def quick(config_path):
+    """The run without a gallery, which is most of the work."""
+    return lambda *more: RunConfig.load(config_path, ["report.gallery_cases=0", *more])
+
+
+def test_the_stage_says_where_the_report_is_and_is_skipped_when_nothing_changed(quick, capsys):
+    config = quick()
+    assert run(config, redo=True) == 0
+    path = config.folder("report") / "report.html"
+    assert f"report: {path}" in capsys.readouterr().err
+    assert read_record(config.folder("report"))["counts"] == {"models": 2, "absent": 0}
+    before = path.stat().st_mtime_ns
+    assert run(config) == 0
+    assert "unchanged, skipped" in capsys.readouterr().err and path.stat().st_mtime_ns == before
+
+
+def test_a_changed_table_or_setting_makes_it_again(quick):
+    run(quick())
+    path = quick().folder("report") / "report.html"
+    table = quick().folder("evaluate", "unet") / "summary.csv"
+    text = table.read_text()
+    before = path.stat().st_mtime_ns
+    try:
+        table.write_text(text + "\n")
+        run(quick())
+        after_table = path.stat().st_mtime_ns
+        run(quick("report.title=Another"))
+        assert before < after_table < path.stat().st_mtime_ns
+        assert "<h1>Another</h1>" in path.read_text(encoding="utf-8")
+    finally:
+        table.write_text(text)
+
+
+def test_a_model_without_an_evaluation_is_named(quick):
+    config = quick("models=[unet, fcn8s, fcn32s]")
+    run(config)
+    text = (config.folder("report") / "report.html").read_text(encoding="utf-8")
+    assert "Not in this report:" in text and "fcn32s" in text
+
+
+def test_without_any_evaluation_it_says_what_to_run(quick, tmp_path):
+    with pytest.raises(StageError, match="run `medseg evaluate` first"):
+        run(quick(f"output={tmp_path}"))
+    assert not (tmp_path / "report").exists()
+
+
+def test_an_unknown_channel_is_named(quick):
+    with pytest.raises(ConfigError, match=r"no channel `t1` \(it has: image\)"):
+        run(quick("report.channel=t1"))
+
+
+def test_folders_must_be_folders(tmp_path):
+    with pytest.raises(StageError, match="is no folder"):
+        report_folders([tmp_path / "nothing"])
+
+
+def test_the_report_of_a_run_folder_leaves_the_runs_own_report_alone(quick, config_path):
+    folder = quick().output
+    path = report_folders([folder])
+    assert path == folder / "evaluate" / "report" / "report.html" and path.exists()
+
+
+def test_a_report_loads_no_torch(config_path):
+    code = (
+        "import sys; from pathlib import Path; from pipelines.config import RunConfig; from pipelines.report import run; "
+        f"run(RunConfig.load(Path({str(config_path)!r}), ['report.gallery_cases=0']), redo=True); "
+        "sys.exit(bool({'torch', 'monai'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
