@@ -7,7 +7,7 @@ import importlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from medseg.core.cases import map_cases
-from medseg.core.config import load_yaml, override
+from medseg.core.config import Section, load_yaml, override, parse
 from medseg.core.errors import ConfigError, ManifestError
 from medseg.core.files import file_sha256, json_sha256, write_text
 from medseg.core.labels import LabelScheme
@@ -25,6 +25,7 @@ from medseg.core.record import StageRecord
 from medseg.data.check import CaseFindings, Problem, check_case, check_together, problem_of, problem_of_outcome
 from medseg.data.fetch import DATASETS
 from medseg.data.splits import fill_splits
+from medseg.planning.config import PlanConfig
 from pipelines.config import KEYS, LABEL_KEYS, RunConfig
 
 SECTIONS = {
@@ -45,9 +46,7 @@ def check(path: Path, assignments: list[str] | None = None, redo: bool = False) 
     settings = override(load_yaml(Path(path)), assignments or [])
     problems = []
     for key in [key for key in settings if key not in KEYS]:
-        close = difflib.get_close_matches(str(key), KEYS, 1)
-        cure = f"did you mean `{close[0]}`?" if close else f"remove it (known: {', '.join(KEYS)})"
-        problems.append(Problem("error", f"unknown key `{key}`", cure.rstrip("."), file=str(path)))
+        problems.append(_unknown_key(key, KEYS, str(path), str(path)))
         del settings[key]
     try:
         config = RunConfig(Path(path), settings)
@@ -104,22 +103,68 @@ def config_problems(config: RunConfig) -> list[Problem]:
     """What is wrong with the configuration alone: every section, the structures and the models."""
     problems = []
     for name, (module, section) in SECTIONS.items():
+        model, content = getattr(importlib.import_module(module), section), config.settings.get(name)
+        if isinstance(content, dict):
+            # Unknown keys would hide contradictions between the known ones, so they are taken out first.
+            unknown = [key for key in content if key not in model.model_fields]
+            problems += [
+                _unknown_key(key, list(model.model_fields), f"{config.path}: {name}", str(config.path)) for key in unknown
+            ]
+            content = {key: value for key, value in content.items() if key not in unknown}
         try:
-            config.section(name, getattr(importlib.import_module(module), section))
+            parse(model, content, f"{config.path}: {name}")
         except ConfigError as error:
             problems.append(problem_of(error, file=config.path))
-    for look in (lambda: config.labels, lambda: _models(config)):
+    try:
+        _ = config.labels
+    except ConfigError as error:
+        problems.append(problem_of(error, file=config.path))
+    return [*problems, *_model_problems(config)]
+
+
+def _unknown_key(key: str, known: Sequence[str], where: str, file: str) -> Problem:
+    close = difflib.get_close_matches(str(key), known, 1)
+    cure = f"write `{close[0]}`, or remove it" if close else f"remove it (known: {', '.join(known)})"
+    return Problem("error", f"{where}: unknown key `{key}`", cure, file=file)
+
+
+def _model_problems(config: RunConfig) -> Iterator[Problem]:
+    """Models that do not exist, or that cannot be built for a patch that the configuration states."""
+    import torch
+
+    from medseg.models.registry import build_network, parse_models
+
+    where = str(config.path)
+    try:
+        models = config.models
+        alone = [{name: content} for name, content in models.items()] if isinstance(models, dict) else [models]
+    except ConfigError as error:
+        yield problem_of(error, file=where)
+        return
+    patch = config.section("plan", PlanConfig).patch_voxels if _sound(config, "plan", PlanConfig) else None
+    for value in alone:
         try:
-            look()
+            for name, model in parse_models(value, f"{where}: models").items():
+                options = model.options.model_dump()
+                weights = options.get("weights")
+                if weights is not None and not Path(weights).is_file():
+                    text = f"{where}: models.{name}: the weights file {weights} does not exist"
+                    yield Problem("error", text, "correct `weights`, or remove it", file=where)
+                if patch is not None:
+                    with torch.device("meta"):  # shapes only: nothing is computed and no memory taken
+                        build_network(
+                            model.architecture, options, in_channels=1, n_classes=2, patch_voxels=patch, pretrained=False
+                        )
         except ConfigError as error:
-            problems.append(problem_of(error, file=config.path))
-    return problems
+            yield problem_of(error, file=where)
 
 
-def _models(config: RunConfig) -> Any:
-    from medseg.models.registry import parse_models
-
-    return parse_models(config.models, f"{config.path}: models")
+def _sound(config: RunConfig, name: str, section: type[Section]) -> bool:
+    try:
+        config.section(name, section)
+    except ConfigError:
+        return False
+    return True
 
 
 def _scheme(config: RunConfig) -> LabelScheme | None:

@@ -60,7 +60,7 @@ def run(
 @app.command()
 def check(config: Config, assignments: Set = None, redo: Redo = False) -> None:
     """Find everything that is wrong with a configuration and its data, in one pass."""
-    _stage("check", config, assignments, redo)
+    raise typer.Exit(_call("check", "check", config, assignments, redo))
 
 
 @app.command()
@@ -160,7 +160,7 @@ def manifest(
     output: Annotated[Path, typer.Option("--output", help="The CSV to write.")] = Path("manifest.csv"),
 ) -> None:
     """Write a manifest CSV from a folder of scans and a folder of labels."""
-    _call("manifest", "manifest", images, labels, output)
+    raise typer.Exit(_call("manifest", "manifest", images, labels, output))
 
 
 @app.command()

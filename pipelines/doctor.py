@@ -19,7 +19,7 @@ from medseg.core.record import commit, machine
 Mark = Literal["ok", "slow", "missing"]
 LITTLE_MEMORY_GIB, LITTLE_DISK_GIB = 8, 5
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-STEPS_OF_A_CPU_CONFIG = 900  # after so many steps configs/hippocampus_cpu.yaml is good
+STEPS_OF_A_CPU_CONFIG, PATCH_VOXELS = 900, (40, 56, 40)  # after so many steps configs/hippocampus_cpu.yaml is good
 
 
 class Finding(NamedTuple):
@@ -137,9 +137,10 @@ def training_step() -> Iterator[Finding]:
         return
     if torch.cuda.is_available():
         return
-    patch = (40, 56, 40)
-    network = build_network("unet", {"features": [16, 32, 64, 128]}, in_channels=1, n_classes=3, patch_voxels=patch).train()
-    batch = torch.zeros(2, 1, *patch)
+    network = build_network(
+        "unet", {"features": [16, 32, 64, 128]}, in_channels=1, n_classes=3, patch_voxels=PATCH_VOXELS
+    ).train()
+    batch = torch.zeros(2, 1, *PATCH_VOXELS)
     seconds = min(_timed(lambda: sum(o.float().mean() for o in network(batch)).backward()) for _ in range(3))
     minutes = seconds * STEPS_OF_A_CPU_CONFIG / 60
     text = (

@@ -53,12 +53,23 @@ def run(config: RunConfig, redo: bool = False) -> int:
         evaluations[model] = _evaluate(
             pairs, config.labels, settings, folder, title, inputs, config.seed, config.data.spacing_mm, redo=redo
         )
-    if len(evaluations) > 1:
-        write_comparison(config.folder("evaluate"), compare_evaluations(evaluations, settings, config.seed))
-    else:
-        for name in COMPARISON_FILES:  # of an earlier run with more models
-            config.folder("evaluate", name).unlink(missing_ok=True)
+    _compare(config, evaluations, settings, redo)
     return int(any(_failed(e) for e in evaluations.values()))
+
+
+def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: EvaluateConfig, redo: bool) -> None:
+    folder = config.folder("evaluate")
+    if len(evaluations) < 2:
+        for name in (*COMPARISON_FILES, "stage.json"):  # of an earlier run with more models
+            (folder / name).unlink(missing_ok=True)
+        return
+    tables = {model: [file_sha256(folder / model / name) for name in ("per_case.csv", "cases.csv")] for model in evaluations}
+    record = StageRecord(folder, {"tables": tables, "evaluate": settings.model_dump(mode="json"), "seed": config.seed})
+    if record.unchanged() and not redo:
+        say("evaluate comparison: unchanged, skipped")
+        return
+    write_comparison(folder, compare_evaluations(evaluations, settings, config.seed))
+    record.write("comparison", config.seed)
 
 
 def evaluate_folders(predictions: Path, references: Path, output: Path, labels: Path | None = None) -> int:

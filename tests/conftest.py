@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# One thread a process, in tests and in the processes that they start: networks this small lose more time waiting for a second
+# thread than it saves, many times over on a busy machine. It must stand before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -93,7 +94,7 @@ def _in_workers(
     waiting = list(range(len(items)))
     while waiting:
         suspects = []
-        with _pool(min(workers, len(waiting))) as pool:
+        with _pool(min(workers, len(waiting))) as pool, _nothing_left(pool):
             futures: dict[Future[Outcome[Item, Result]], int] = {pool.submit(_attempt, function, items[i]): i for i in waiting}
             while futures:
                 for future in wait(futures, return_when=FIRST_COMPLETED).done:
@@ -107,6 +108,16 @@ def _in_workers(
         for index in suspects[:workers]:
             yield index, _alone(function, items[index])
         waiting = suspects[workers:]
+
+
+@contextmanager
+def _nothing_left(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """On the way out by an error, a full disk or Ctrl-C, the cases that have not begun are not begun."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _alone(function: Callable[[Item], Result], item: Item) -> Outcome[Item, Result]:

@@ -35,18 +35,33 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path} is its own base; remove the circle in `base:`.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give the path of a configuration file.") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings; it should be a YAML mapping of sections.")
-    bases = content.pop("base", [])
+    bases = content.pop("base", None) or []
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: `base`: name one file or a list of files, not {bases!r}.")
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         merged = merge(merged, _load(path.parent / base, (*seen, path.resolve())))
     return merge(merged, content)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key stands once; plain PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if double := [key for key in keys if keys.count(key) > 1 and key != "<<"]:
+            raise yaml.constructor.ConstructorError(
+                problem=f"key `{double[0]}` stands twice, remove one", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

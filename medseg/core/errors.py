@@ -6,6 +6,7 @@ MedsegError
 ├── StageError         a stage cannot run: an earlier one is missing, or a finished one would be overwritten
 ├── ModelFileError     a model file is missing, damaged or does not fit
 ├── MissingExtraError  an optional package is not installed; the message says which command mends it
+├── FetchError         a public data set cannot be reached, or is not what its checksum says
 ├── OutputError        an output cannot be written (disk full, no permission)
 └── CaseError          one case cannot be used: a row with a reason in a batch, an error when it stands alone
     ├── UnreadableError    the file is missing, truncated, or not what its name says
@@ -26,7 +27,11 @@ class ConfigError(MedsegError):
 
 
 class ManifestError(MedsegError):
-    pass
+    """`case_id` is the case at fault, empty where it is the whole table."""
+
+    def __init__(self, message: str, case_id: str = "") -> None:
+        super().__init__(message)
+        self.case_id = case_id
 
 
 class StageError(MedsegError):
@@ -38,6 +43,10 @@ class ModelFileError(MedsegError):
 
 
 class MissingExtraError(MedsegError):
+    pass
+
+
+class FetchError(MedsegError):
     pass
 
 

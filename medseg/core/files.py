@@ -8,11 +8,20 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.core.errors import OutputError
+from medseg.core.errors import MedsegError, OutputError
+
+# EEXIST and ENOTDIR: a file stands where a folder should be made.
+UNWRITABLE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+    if hasattr(errno, name)
+}
+FULL_BYTES = 2**16  # a disk with less than this left is full
 
 
 @contextlib.contextmanager
@@ -29,13 +38,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except MedsegError:
+        raise
+    except Exception as error:
         # Some writers hide the disk's own error behind one of theirs, so the free space is asked too.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise OutputError(f"{path} cannot be written ({error.strerror}); free space or choose another output.") from error
+        if reason := (error.strerror if isinstance(error, OSError) and error.errno in UNWRITABLE else _full(path.parent)):
+            raise OutputError(f"{path} cannot be written ({reason}); free space or choose another output.") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _full(folder: Path) -> str | None:
+    """The reason where the disk that holds `folder` has no space left."""
+    try:
+        return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < FULL_BYTES else None
+    except OSError:
+        return None
 
 
 def write_text(path: Path, text: str) -> None:

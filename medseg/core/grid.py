@@ -37,7 +37,7 @@ class Grid:
         object.__setattr__(self, "affine", affine)
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"a grid has three positive sizes, not {self.shape}")
-        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or _flatness(affine[:3, :3]) < 1e-6:
             raise ValueError("the affine is singular or not finite")
 
     @classmethod
@@ -127,6 +127,13 @@ class Grid:
         return isinstance(other, Grid) and self.difference(other) is None
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _flatness(linear: npt.NDArray[np.float64]) -> float:
+    """Volume of the voxel over that of a box with its edges: 1 for right angles, 0 where axes coincide or have no length."""
+    edges = np.linalg.norm(linear, axis=0)
+    # Scaled first: the determinant of a voxel of some nanometres, in mm, is as small as rounding errors.
+    return float(abs(np.linalg.det(linear / edges))) if edges.min() > 0 else 0.0
 
 
 def _times(values: Any) -> str:

@@ -106,6 +106,8 @@ class LabelScheme(Section):
             if values == "nonzero":
                 if other is not None or len(self.structures) > 1:
                     raise ValueError("`nonzero` leaves no values to other structures; name their values")
+                if 0 not in table:
+                    raise ValueError(f"`{structure.name}` has the values `nonzero`, so 0 must be in `background_values`")
                 other = index
                 continue
             for value in [structure.id] if values is None else values:

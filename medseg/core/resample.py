@@ -95,7 +95,7 @@ def _general(array: Array, mapping: Array, shape: tuple[int, int, int], order: i
     result = np.empty((array.shape[0], *shape), dtype)
     coordinates = np.einsum("ij,jxyz->ixyz", mapping[:3, :3], np.indices(shape, np.float64)) + mapping[:3, 3, None, None, None]
     size = np.asarray(array.shape[1:]).reshape(3, 1, 1, 1)
-    outside = ((coordinates < -0.5) | (coordinates > size - 0.5)).any(0)
+    outside = ((coordinates < -0.5 - INTEGER_TOLERANCE) | (coordinates > size - 0.5 + INTEGER_TOLERANCE)).any(0)
     for channel, picture in enumerate(array):
         ndimage.map_coordinates(picture, coordinates, result[channel], order=order, mode="nearest")
     result[:, outside] = fill

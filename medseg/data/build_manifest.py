@@ -43,7 +43,7 @@ def build_manifest(images: Path, labels: Path) -> ManifestDraft:
         have different channels.
     """
     images, labels = Path(images).resolve(), Path(labels).resolve()
-    label_files, image_files = _scans(labels), _scans(images)
+    image_files, label_files = _scans(images), _scans(labels)
     if images == labels:
         label_files = [path for path in label_files if LABEL_SUFFIX.search(case_name(path))]
         image_files = [path for path in image_files if path not in set(label_files)]

@@ -49,7 +49,7 @@ class EvaluateConfig(Section):
         """The tolerance for each structure. Raises: ConfigError where the names do not match the structures."""
         if not isinstance(self.surface_tolerance, dict):
             return dict.fromkeys(structures, self.surface_tolerance)
-        for name in {*structures} ^ {*self.surface_tolerance}:
+        for name in sorted({*structures} ^ {*self.surface_tolerance}):
             fault = "names no tolerance for" if name in structures else "names something that is no structure:"
             raise ConfigError(f"evaluate: `surface_tolerance` {fault} `{name}`; give one for each of {', '.join(structures)}.")
         return {name: self.surface_tolerance[name] for name in structures}

@@ -1,0 +1,244 @@
+"""The tables of a run, or of finished evaluations, gathered into one `ReportData`. Nothing is computed here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseg.core.errors import StageError
+from medseg.core.labels import LabelScheme
+from medseg.core.manifest import Case
+from medseg.core.record import read_record
+
+STAGES = ("check", "prepare", "train", "predict", "evaluate")
+OF_EACH_MODEL = ("train", "predict", "evaluate")
+# Columns that stay text whatever they hold: a case named 007 or NA is a name.
+TEXT = {
+    "case_id",
+    "patient_id",
+    "structure",
+    "status",
+    "metric",
+    "unit",
+    "convention",
+    "input",
+    "output",
+    "reason",
+    "file",
+    "severity",
+    "problem",
+    "what_to_do",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a reader must know of the data. `sampling_unit`: what intervals are over."""
+
+    name: str = ""
+    note: str = ""
+    citation: str = ""
+    licence: str = ""
+    sampling_unit: str = "patient"
+    spacing_mm: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ModelResults:
+    """One model's tables.
+
+    Args:
+        per_case, summary: as the evaluation wrote them.
+        cases: cases.csv, what became of each case and why; None where the evaluation gives none.
+        predictions, log: None where there are none (masks made by another tool).
+        settings: architecture and options, steps, parameters: whatever the run's files say.
+    """
+
+    name: str
+    per_case: pd.DataFrame
+    summary: pd.DataFrame
+    cases: pd.DataFrame | None = None
+    predictions: pd.DataFrame | None = None
+    predictions_folder: Path | None = None
+    log: pd.DataFrame | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """All that a report is made of.
+
+    Args:
+        cases: of the manifest; empty where it is unknown (then there is no gallery).
+        checks: report.csv of `medseg check`, or None.
+        absent: models of the run that have not been evaluated.
+        records: (stage, model or "") -> stage.json.
+        commands: what to type to make the run again.
+    """
+
+    name: str
+    facts: Facts
+    models: tuple[ModelResults, ...]
+    cases: tuple[Case, ...] = ()
+    channels: tuple[str, ...] = ("image",)
+    labels: LabelScheme | None = None
+    checks: pd.DataFrame | None = None
+    comparison: pd.DataFrame | None = None
+    comparison_summary: pd.DataFrame | None = None
+    absent: tuple[str, ...] = ()
+    plan: dict[str, Any] = field(default_factory=dict)
+    records: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    config_text: str = ""
+    commands: tuple[str, ...] = ()
+
+    @property
+    def structures(self) -> list[str]:
+        """Names in the label scheme's order, then any other that the tables hold."""
+        known = self.labels.names if self.labels else []
+        found = [s for model in self.models for s in model.per_case["structure"].unique()]
+        return list(dict.fromkeys([*(s for s in known if s in found), *found]))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV table: names as text, all else as numbers where every filled cell is one; an empty cell is NaN.
+
+    Raises: StageError where the file is missing or is not a table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError:
+        raise StageError(f"{path} does not exist; run `medseg evaluate` first.") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise StageError(
+            f"{path} is not a readable table ({' '.join(str(error).split())}); run `medseg evaluate` again."
+        ) from None
+    return table.apply(lambda column: column if column.name in TEXT else _numbers(column))
+
+
+def _numbers(column: pd.Series[str]) -> pd.Series[Any]:
+    filled = column.str.strip() != ""
+    numbers = pd.to_numeric(column.where(filled), errors="coerce")
+    return numbers if numbers[filled].notna().all() else column
+
+
+def collect_run(
+    folder: Path,
+    name: str,
+    models: Sequence[str],
+    facts: Facts,
+    cases: Sequence[Case] = (),
+    channels: Sequence[str] = ("image",),
+    labels: LabelScheme | None = None,
+    commands: Sequence[str] = (),
+) -> ReportData:
+    """Read the tables of a run folder.
+
+    Args:
+        models: the run's models, in the order of the report; those without an evaluation are named in `absent`.
+    Raises: StageError where no model has been evaluated, or a table is broken.
+    """
+    evaluated = [m for m in models if (folder / "evaluate" / m / "per_case.csv").exists()]
+    if not evaluated:
+        raise StageError(f"{folder / 'evaluate'} holds no finished evaluation; run `medseg evaluate` first.")
+    plan = _json(folder / "prepare" / "plan.json")
+    records = {(s, ""): read_record(folder / s) for s in STAGES}
+    records |= {(s, m): read_record(folder / s / m) for s in OF_EACH_MODEL for m in models}
+    return ReportData(
+        name=name,
+        facts=facts,
+        models=tuple(_read_model(folder, m, plan) for m in evaluated),
+        cases=tuple(cases),
+        channels=tuple(channels),
+        labels=labels,
+        checks=_optional(folder / "check" / "report.csv"),
+        comparison=_optional(folder / "evaluate" / "comparison.csv"),
+        comparison_summary=_optional(folder / "evaluate" / "comparison_summary.csv"),
+        absent=tuple(m for m in models if m not in evaluated),
+        plan=plan,
+        records={key: record for key, record in records.items() if record},
+        config_text=_text(folder / "config.yaml"),
+        commands=tuple(commands),
+    )
+
+
+def collect_folders(folders: Sequence[Path]) -> ReportData:
+    """Read finished evaluations: folders that hold per_case.csv and summary.csv, or run folders.
+
+    Raises: StageError naming a folder that holds neither.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for place in _evaluations(folder):
+            name = place.resolve().name
+            if name in found:
+                name = f"{_origin(place)}/{name}"
+            if name in found:
+                raise StageError(f"{place} and {found[name]} would have one name in the report; rename one folder.")
+            found[name] = place
+    models = tuple(_read_evaluation(name, place) for name, place in found.items())
+    records = {("evaluate", n): read_record(p) for n, p in found.items()}
+    shared = folders[0] if len(folders) == 1 else None
+    compared = {
+        key: _optional(shared / "evaluate" / f"{key}.csv") if shared else None for key in ("comparison", "comparison_summary")
+    }
+    unit = next((str(r["inputs"]["sampling_unit"]) for r in records.values() if r and "sampling_unit" in r.get("inputs", {})), "")
+    return ReportData(
+        name=", ".join(dict.fromkeys(Path(f).resolve().name for f in folders)),
+        facts=Facts(sampling_unit=unit or "patient"),
+        models=models,
+        records={key: record for key, record in records.items() if record},
+        commands=(" ".join(["medseg report", *(str(f) for f in folders)]),),
+        comparison=compared["comparison"],
+        comparison_summary=compared["comparison_summary"],
+    )
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    if (folder / "per_case.csv").exists():
+        return [folder]
+    inside = sorted(p.parent for p in (folder / "evaluate").glob("*/per_case.csv"))
+    if not inside:
+        raise StageError(f"{folder} holds no per_case.csv; give folders that `medseg evaluate` has written.")
+    return inside
+
+
+def _origin(evaluation: Path) -> str:
+    """The run that an evaluation belongs to: the folder above `evaluate`, or the one above the evaluation."""
+    above = evaluation.resolve().parent
+    return (above.parent if above.name == "evaluate" else above).name
+
+
+def _read_evaluation(name: str, place: Path) -> ModelResults:
+    return ModelResults(
+        name, read_table(place / "per_case.csv"), read_table(place / "summary.csv"), _optional(place / "cases.csv")
+    )
+
+
+def _read_model(folder: Path, model: str, plan: dict[str, Any]) -> ModelResults:
+    return replace(
+        _read_evaluation(model, folder / "evaluate" / model),
+        predictions=_optional(folder / "predict" / model / "predictions.csv"),
+        predictions_folder=folder / "predict" / model,
+        log=_optional(folder / "train" / model / "log.csv"),
+        settings=dict(plan.get("models", {}).get(model, {})) | {"schedule": _json(folder / "train" / model / "schedule.json")},
+    )
+
+
+def _optional(path: Path) -> pd.DataFrame | None:
+    return read_table(path) if path.exists() else None
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,192 @@
+"""Section `training`: how models are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from medseg.core.config import Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Range = tuple[float, float]
+Choice = Literal["auto", "true", "false"]
+
+
+class ElasticConfig(Section):
+    """Elastic deformation (Ronneberger et al. 2015, U-Net: a 3 x 3 grid and 10 pixels on a picture of 572, about 0.04).
+
+    Args:
+        control_points: fewest and most along the patch's longest side.
+        magnitude: least and greatest standard deviation of the displacement, as a share of the distance between control
+            points; displacements are cut where the picture could fold (Choi & Lee 2000).
+    """
+
+    probability: Probability = 0.3
+    control_points: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = (3, 6)
+    magnitude: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.02, 0.1)
+
+
+class RotationConfig(Section):
+    """Rotation about each axis (nnU-Net v2: probability 0.2, 30 degrees either way in 3D, any angle in 2D).
+
+    Args:
+        degrees: least and greatest; by default 30 either way in 3D and 180 in 2D, and where the slices are over three times
+            thicker than the pixels, 180 within the slice and none out of it.
+    """
+
+    probability: Probability = 0.2
+    degrees: Range | None = None
+
+
+class ScalingConfig(Section):
+    """Zoom (nnU-Net v2: probability 0.2, factor 0.7 to 1.4)."""
+
+    probability: Probability = 0.2
+    factor: tuple[Positive, Positive] = (0.7, 1.4)
+
+
+class ShearConfig(Section):
+    """Shear; tangent of the largest angle (mild: nnU-Net has none, elastic deformation shears locally)."""
+
+    probability: Probability = 0.1
+    tangent: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class IntensityConfig(Section):
+    """One change of intensity: how often, and the range that its magnitude is drawn from."""
+
+    probability: Probability
+    range: Range
+
+
+def _intensity(probability: float, low: float, high: float) -> Any:
+    return Field(default_factory=lambda: IntensityConfig(probability=probability, range=(low, high)))
+
+
+class AugmentationConfig(Section):
+    """Random changes of each training patch: nnU-Net v2's recipe (Isensee et al. 2021, supplement) and elastic deformation.
+
+    Args:
+        flip: probability of mirroring along each axis that the plan allows.
+        noise: Gaussian, standard deviation. blur: sigma in voxels. brightness: factor. contrast: factor about the mean.
+        low_resolution: share of voxels kept along each axis.
+        gamma: power. inverted_gamma: the same of the negative picture.
+    """
+
+    elastic: ElasticConfig = ElasticConfig()
+    rotation: RotationConfig = RotationConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    shear: ShearConfig = ShearConfig()
+    flip: Probability = 0.5
+    noise: IntensityConfig = _intensity(0.1, 0.0, 0.1)
+    blur: IntensityConfig = _intensity(0.2, 0.5, 1.0)
+    brightness: IntensityConfig = _intensity(0.15, 0.75, 1.25)
+    contrast: IntensityConfig = _intensity(0.15, 0.75, 1.25)
+    low_resolution: IntensityConfig = _intensity(0.25, 0.5, 1.0)
+    inverted_gamma: IntensityConfig = _intensity(0.1, 0.7, 1.5)
+    gamma: IntensityConfig = _intensity(0.3, 0.7, 1.5)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partial(cls, value: Any) -> Any:
+        """`noise: {probability: 0}` keeps the default range, as every other section does."""
+        if not isinstance(value, dict):
+            return value
+        result = dict(value)
+        for name, field in cls.model_fields.items():
+            if field.annotation is IntensityConfig and isinstance(result.get(name), dict):
+                result[name] = field.get_default(call_default_factory=True, validated_data={}).model_dump() | result[name]
+        return result
+
+
+class OptimizerConfig(Section):
+    """The optimizer. Left out, learning rate and weight decay are 0.01 and 3e-5 for sgd (nnU-Net), 0.001 and 0.01 for adamw.
+
+    Args:
+        momentum: of sgd. nesterov: look ahead along it.
+    """
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    nesterov: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimizerConfig:
+        if self.nesterov and self.momentum == 0 and self.name == "sgd":
+            raise ValueError("`nesterov` needs `momentum`; set nesterov: false")
+        if self.name != "sgd" and (given := {"momentum", "nesterov"} & self.model_fields_set):
+            raise ValueError(f"`{min(given)}` belongs to sgd and the optimizer is {self.name}; remove it")
+        return self
+
+    @property
+    def rate(self) -> float:
+        return self.learning_rate or {"sgd": 0.01, "adamw": 0.001}[self.name]
+
+    @property
+    def decay(self) -> float:
+        return {"sgd": 3e-5, "adamw": 0.01}[self.name] if self.weight_decay is None else self.weight_decay
+
+
+class TrainingConfig(Section):
+    """Section `training`: the same for all models of a run. Say either `epochs` or `budget_minutes`.
+
+    Args:
+        epochs: of `steps_per_epoch` steps each.
+        budget_minutes: wall time for each model, compiling and validation included; turned once, after a few timed steps,
+            into a number of steps that `schedule.json` keeps.
+        batch_size: patches a step; by default the plan's.
+        loss: Dice with cross-entropy, Dice alone, or Dice with focal loss.
+        schedule: the learning rate falls as half a cosine, or as (1 - t)^0.9 (poly; nnU-Net).
+        warmup_steps: the learning rate rises evenly over so many first steps.
+        gradient_clip: largest norm of all gradients together (12: nnU-Net).
+        foreground_fraction: share of each batch that is centred on a structure (nnU-Net: a third); at least one patch.
+        precision: `auto` is bfloat16 on a GPU or a CPU that computes in it (AMX), else float32.
+        compile: `auto` compiles on a GPU, and on a CPU where `budget_minutes` is at least 5; it is kept where timed steps are
+            faster for it.
+        channels_last: the memory layout of images; `auto` is true on a GPU and for bfloat16.
+        workers: processes that augment; `auto` is none on a CPU where that costs under a tenth of a step.
+        validation_interval: epochs between validations; by default so that they take about 7 % of the time.
+        validation_overlap: of the sliding windows during training.
+        checkpoint_minutes: longest time between two checkpoints (there is one at the end of each epoch too).
+        device: `auto` is the GPU where there is one.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    budget_minutes: Positive | None = None
+    steps_per_epoch: Annotated[int, Field(ge=1)] = 50
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    loss: Literal["dice_ce", "dice", "dice_focal"] = "dice_ce"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: Literal["cosine", "poly"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    gradient_clip: Positive = 12.0
+    foreground_fraction: Probability = 0.33
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: Choice = "auto"
+    channels_last: Choice = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    validation_interval: Annotated[int, Field(ge=1)] | None = None
+    validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    checkpoint_minutes: Positive = 3.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """YAML reads true and false as truth values; here they are two of three words."""
+        if not isinstance(value, dict):
+            return value
+        return {k: str(v).lower() if k in ("compile", "channels_last") and isinstance(v, bool) else v for k, v in value.items()}
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if self.epochs is not None and self.budget_minutes is not None:
+            raise ValueError("`epochs` and `budget_minutes` contradict each other; keep one of them")
+        if self.epochs is None and self.budget_minutes is None:
+            raise ValueError("say how long to train: `epochs` or `budget_minutes`")
+        return self

@@ -1,0 +1,155 @@
+"""The choices that a training starts with: by rule where they change its numbers, else by the clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from medseg.training.config import TrainingConfig
+from medseg.training.dataset import PatchDataset, batches
+from medseg.training.device import compiler_present
+from medseg.training.schedule import Schedule, often_enough, steps_in
+from medseg.training.step import Trainer
+
+TIMED_STEPS, TIMED_SECONDS = 5, 10.0
+WORKERS_PAY_AFTER_SECONDS = 180.0  # a worker process needs some ten seconds to start
+COMPILING_PAYS_AFTER_MINUTES = 5.0  # on a CPU, where compiling takes about a minute and a half
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds to make a batch and to learn from it."""
+
+    batch: float
+    step: float
+
+    @property
+    def both(self) -> float:
+        return self.batch + self.step
+
+
+def decide(
+    config: TrainingConfig,
+    schedule: Schedule,
+    trainer: Trainer,
+    dataset: PatchDataset,
+    validation_seconds: Callable[[], float],
+    started: float,
+) -> Schedule:
+    """The schedule with compile, workers and, where a budget is given, the number of steps.
+
+    Steps are timed on the real network, which gets its first weights back. `trainer.forward` is the compiled form afterwards
+    where that is kept.
+
+    Args:
+        schedule: device, precision, layout and validation interval, decided by rule.
+        validation_seconds: measures one validation of all cases.
+        started: of this training, by `time.perf_counter`: what has passed is taken off the budget.
+    """
+    reasons = dict(schedule.reasons)
+    weights = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    timing = time_steps(trainer, dataset)
+    compiled, reasons["compile"] = _try_compiling(config, trainer, dataset, timing)
+    kept = compiled is not None
+    timing = compiled or timing
+    trainer.network.load_state_dict(weights)
+    trainer.optimizer.state.clear()
+    budget = None if config.budget_minutes is None else config.budget_minutes * 60
+    expected = schedule.steps * timing.both if budget is None else budget
+    workers, reasons["workers"] = choose_workers(config, timing, trainer.device, expected)
+    step_seconds = max(timing.batch / workers, timing.step) if workers else timing.both
+    update: dict[str, Any] = {"compile": kept, "workers": workers, "step_seconds": step_seconds, "reasons": reasons}
+    if budget is not None:
+        validation = validation_seconds()
+        left = budget - (time.perf_counter() - started)
+        per_epoch, interval = config.steps_per_epoch, schedule.validation_interval
+        steps = steps_in(left, step_seconds, validation, per_epoch, interval)
+        if config.validation_interval is None:
+            interval = often_enough(interval, steps // per_epoch)
+            steps = steps_in(left, step_seconds, validation, per_epoch, interval)
+        reasons["steps"] = (
+            f"{left:.0f} s of the {budget:.0f} s were left; a step takes {step_seconds:.3f} s and a validation "
+            f"{validation:.1f} s every {interval} epochs"
+        )
+        update |= {"steps": steps, "validation_interval": interval, "validation_seconds": validation}
+    return schedule.model_copy(update=update)
+
+
+def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
+    """Medians over a few steps after a first one that is not counted."""
+    stream = batches(dataset, 0, TIMED_STEPS + 1, workers=0, pin=trainer.device.type == "cuda")
+    records: list[tuple[float, float]] = []
+    with torch.random.fork_rng(devices=[]):
+        begin = time.perf_counter()
+        for number in range(TIMED_STEPS + 1):
+            start = time.perf_counter()
+            batch = next(stream)
+            made = time.perf_counter()
+            trainer.step(batch, learning_rate=0.0, seed=number)
+            _wait(trainer.device)
+            records.append((made - start, time.perf_counter() - made))
+            if number and time.perf_counter() - begin > TIMED_SECONDS:
+                break
+    counted = records[1:]
+    middle = len(counted) // 2
+    return Timing(sorted(b for b, _ in counted)[middle], sorted(s for _, s in counted)[middle])
+
+
+def compile_network(network: nn.Module) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """The network's compiled form, on the same weights; validation goes on with the network itself."""
+    return torch.compile(network)
+
+
+def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDataset, eager: Timing) -> tuple[Timing | None, str]:
+    """The compiled steps' timing where they are kept (then `trainer.forward` is compiled), and the reason."""
+    if config.compile == "false":
+        return None, "stated in the configuration"
+    if trainer.device.type == "cpu" and not compiler_present():
+        return None, "there is no C++ compiler"
+    if config.compile == "auto" and trainer.device.type == "cpu":
+        if config.budget_minutes is None:
+            return (
+                None,
+                "a CPU run counted in epochs is not compiled unless the configuration says so, to give the same numbers again",
+            )
+        if config.budget_minutes < COMPILING_PAYS_AFTER_MINUTES:
+            return None, f"a budget below {COMPILING_PAYS_AFTER_MINUTES:g} minutes does not pay for compiling"
+    plain, start = trainer.forward, time.perf_counter()
+    trainer.forward = compile_network(trainer.network)
+    try:
+        compiled = time_steps(trainer, dataset)
+    except Exception as error:  # the compiler's own failures are of many types; training goes on without it
+        trainer.forward = plain
+        return None, f"compiling failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    took = time.perf_counter() - start
+    text = f"a step takes {eager.step:.3f} s plain and {compiled.step:.3f} s compiled ({took:.0f} s to compile)"
+    if config.compile == "auto" and compiled.step >= eager.step:
+        trainer.forward = plain
+        return None, text
+    return compiled, text
+
+
+def choose_workers(config: TrainingConfig, timing: Timing, device: torch.device, expected_seconds: float) -> tuple[int, str]:
+    """Processes that make batches, and the reason. They change nothing but the speed."""
+    if config.workers != "auto":
+        return config.workers, "stated in the configuration"
+    cores = os.cpu_count() or 1
+    share = timing.batch / timing.step
+    text = f"a batch takes {timing.batch * 1e3:.0f} ms to make and {timing.step * 1e3:.0f} ms to learn from"
+    if cores == 1 or expected_seconds < WORKERS_PAY_AFTER_SECONDS:
+        return 0, f"{text}; " + ("one core" if cores == 1 else "the training is too short for workers to start")
+    if device.type == "cpu":
+        # Workers and the network share the cores, so a worker pays only where making a batch leaves cores idle for long.
+        return (0, text) if share < 0.1 else (min(cores - 1, 1 + int(share * cores / 4)), text)
+    return max(1, min(cores - 1, 1 + int(1.5 * share))), text
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

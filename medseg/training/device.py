@@ -1,0 +1,75 @@
+"""What this machine computes on, and in which numbers."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Literal
+
+import torch
+from torch import nn
+
+from medseg.core.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(setting: str) -> tuple[torch.device, str]:
+    """The device and the reason. Raises: ConfigError where a GPU is asked for and there is none."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("`training.device` is cuda and this machine has no usable NVIDIA GPU; use auto or cpu.")
+    if setting != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda"), torch.cuda.get_device_name()
+    return torch.device("cpu"), "stated in the configuration" if setting == "cpu" else "there is no GPU"
+
+
+def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
+    """The name of the type to compute in (`DTYPES`), and the reason.
+
+    Raises: ConfigError for float16 on a CPU, where its small range has no loss scaling to help it.
+    """
+    if setting == "float16" and device.type == "cpu":
+        raise ConfigError("`training.precision` float16 needs a GPU; use auto, float32 or bfloat16.")
+    if setting != "auto":
+        return setting, "stated in the configuration"  # type: ignore[return-value]
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "the GPU computes in it"
+        return "float16", "the GPU has no bfloat16"
+    if _has_amx():
+        return "bfloat16", "the processor has AMX"
+    # Emulated bfloat16 is many times slower than float32.
+    return "float32", "the processor has no AMX, so bfloat16 would be emulated"
+
+
+def choose_layout(setting: str, device: torch.device, precision: str) -> tuple[bool, str]:
+    """Whether weights and features are stored channels-last, and the reason. Never timed: it changes the last digits."""
+    if setting != "auto":
+        return setting == "true", "stated in the configuration"
+    if device.type == "cuda" or precision == "bfloat16":
+        return True, f"{precision} convolutions on this device read channels together"
+    return False, "float32 convolutions on a CPU gain little from it"
+
+
+def arrange(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """The network on the device, its convolutions channels-last if so wished."""
+    network.to(device)
+    if channels_last:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            elif isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    return network
+
+
+def compiler_present() -> bool:
+    """Whether the C++ compiler that torch.compile needs on a CPU is there."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+
+
+def _has_amx() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())

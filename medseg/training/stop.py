@@ -1,0 +1,43 @@
+"""Leaving a training between two steps when it is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Stop:
+    """The signal that asked the training to stop, if any."""
+
+    number: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.number = number
+
+    def leave(self) -> None:
+        """Raises: KeyboardInterrupt after Ctrl-C; SystemExit with 128 + the signal's number after another."""
+        assert self.number is not None
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self.number)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM (a cluster's pre-emption) let the step under way end, so that a whole state is saved."""
+    stop = Stop()
+    try:
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which alone gets signals
+        previous = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,88 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medseg.core.config import parse
+from medseg.core.errors import ConfigError, LabelError
+from medseg.core.labels import IGNORE, LabelScheme, load_label_scheme
+
+
+def scheme(*structures: dict[str, Any], **rest: Any) -> LabelScheme:
+    return parse(LabelScheme, {"structures": list(structures), **rest}, "x.yaml")
+
+
+def test_values_become_classes_and_classes_become_ids() -> None:
+    liver = scheme({"name": "liver", "id": 5, "values": [6, 7]}, {"name": "spleen", "id": 1}, ignore_values=[200])
+    values = np.array([[0, 6, 7], [1, 200, 0]], np.uint16)
+    classes = liver.encode(values, "p01")
+    assert classes.dtype == np.uint8
+    assert classes.tolist() == [[0, 1, 1], [2, IGNORE, 0]]
+    assert liver.decode(np.array([0, 1, 2])).tolist() == [0, 5, 1]
+    assert liver.n_classes == 3
+    assert liver.names == ["liver", "spleen"]
+
+
+def test_the_membrane_of_isbi_2012_is_the_value_zero() -> None:
+    membrane = scheme({"name": "membrane", "id": 1, "values": [0]}, background_values=[255])
+    assert membrane.encode(np.array([0, 255], np.uint8), "slice").tolist() == [1, 0]
+    assert membrane.decode(np.array([0, 1])).tolist() == [0, 1]
+    # Our own masks hold 0 for the background whatever the reference files hold.
+    assert membrane.encode(np.array([0, 1], np.uint8), "slice", prediction=True).tolist() == [0, 1]
+
+
+def test_instance_labels_are_foreground() -> None:
+    nuclei = scheme({"name": "nuclei", "id": 1, "values": "nonzero"})
+    assert nuclei.encode(np.array([0, 1, 40000], np.uint16), "x").tolist() == [0, 1, 1]
+    with pytest.raises(LabelError, match="40000"):
+        nuclei.encode(np.array([0, 40000], np.uint16), "x", prediction=True)
+
+
+def test_masks_of_another_tool_have_their_own_values() -> None:
+    liver = scheme({"name": "liver", "id": 1, "prediction_values": [5]}, ignore_values=[5])
+    assert liver.encode(np.array([0, 5], np.uint8), "x", prediction=True).tolist() == [0, 1]
+    assert liver.encode(np.array([0, 5, 1], np.uint8), "x").tolist() == [0, IGNORE, 1]
+
+
+def test_ids_above_255_are_written_in_16_bits() -> None:
+    assert scheme({"name": "a", "id": 255}).decode(np.array([1])).dtype == np.uint8
+    assert scheme({"name": "a", "id": 256}).decode(np.array([1])).dtype == np.uint16
+
+
+def test_unknown_values_are_named_with_the_file_and_the_cure() -> None:
+    with pytest.raises(LabelError) as caught:
+        scheme({"name": "liver", "id": 1}).encode(np.arange(30, dtype=np.uint8), "labels/p07.nii.gz")
+    said = str(caught.value)
+    assert said.startswith("labels/p07.nii.gz: label values 2, 3, 4, 5, 6, 7, 8, 9 and 20 more")
+    assert "known: 0, 1" in said
+    assert "`ignore_values`" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"structures": []}, "structures"),
+        ({"structures": [{"name": "a", "id": 1}, {"name": "a", "id": 2}]}, "name a"),
+        ({"structures": [{"name": "a", "id": 1}, {"name": "b", "id": 1}]}, "id 1"),
+        ({"structures": [{"name": "a", "id": 1, "values": [3]}, {"name": "b", "id": 2, "values": [3]}]}, "another structure"),
+        ({"structures": [{"name": "a", "id": 1, "values": [0]}]}, "background_values"),
+        ({"structures": [{"name": "a", "id": 1}], "ignore_values": [1]}, "ignored"),
+        ({"structures": [{"name": "a", "id": 1}], "ignore_values": [0]}, "both background and ignored"),
+        ({"structures": [{"name": "a", "id": 1, "values": "nonzero"}, {"name": "b", "id": 2}]}, "nonzero"),
+        ({"structures": [{"name": "a", "id": 1, "values": "nonzero"}], "background_values": [9]}, "0 must be in"),
+        ({"structures": [{"name": "a", "id": 1, "paired_with": "b"}]}, "no structure"),
+        ({"structures": [{"name": "a", "id": 0}]}, "structures.0.id"),
+        ({"structures": [{"name": "a", "id": 1, "colour": "red"}]}, "structures.0.colour"),
+    ],
+)
+def test_an_ambiguous_scheme_is_refused(content: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(LabelScheme, content, "x.yaml")
+    assert said in str(caught.value)
+
+
+def test_a_labels_file_has_the_same_form(tmp_path: Path) -> None:
+    path = tmp_path / "labels.yaml"
+    path.write_text("structures: [{name: liver, id: 1, prediction_values: nonzero}]\n")
+    assert load_label_scheme(path).encode(np.array([0, 9], np.uint8), "x", prediction=True).tolist() == [0, 1]

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from medseg.core.grid import Grid
+from medseg.core.labels import IGNORE
+from medseg.core.volume import Volume
+from medseg.drawing.contours import ANATOMICAL, STACK, draw_case, draw_outlines, pick_planes, window
+from medseg.drawing.style import save_png, structure_colour, styled
+
+
+def test_window_maps_the_percentiles_to_black_and_white_and_survives_nan():
+    image = np.arange(101, dtype=np.float32)
+    image[50] = np.nan
+    shown = window(image, (10, 90))
+    assert shown[5] == 0 and shown[95] == 1 and np.isfinite(shown).all()
+    assert shown[30] < shown[70]
+
+
+def test_window_of_a_constant_picture_is_black():
+    assert window(np.full((4, 4), 7.0)).max() == 0
+
+
+def test_planes_run_through_the_centre_of_mass():
+    mask = np.zeros((20, 30, 10), bool)
+    mask[4:7, 20:25, 2:5] = True
+    assert pick_planes(mask) == (5, 22, 3)
+
+
+def test_planes_of_two_far_parts_show_one_of_them():
+    mask = np.zeros((40, 20, 20), bool)
+    mask[2:6, 8:12, 8:12] = mask[34:38, 8:12, 8:12] = True  # as a left and a right kidney; between them there is nothing
+    x, _, _ = pick_planes(mask)
+    assert mask[x].any()
+
+
+def test_planes_of_an_empty_mask_are_the_middle():
+    assert pick_planes(np.zeros((11, 9, 7), bool)) == (5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("plane", "corner"), [("axial", "right anterior"), ("coronal", "right superior"), ("sagittal", "anterior superior")]
+)
+def test_anatomical_views_have_right_or_front_on_the_left_and_the_top_up(plane, corner):
+    # In a canonical array the last index along each axis is the rightmost, foremost and topmost voxel.
+    array = np.zeros((4, 5, 6))
+    array[-1, -1, -1] = 1
+    view = ANATOMICAL[plane]
+    shown = view.slice(array, array.shape[view.axis] - 1)
+    assert shown[0, 0] == 1 and shown.sum() == 1, corner
+
+
+def test_stack_views_are_as_stored():
+    array = np.arange(24).reshape(2, 3, 4)
+    np.testing.assert_array_equal(STACK["axial"].slice(array, 1), array[:, :, 1].T)
+    np.testing.assert_array_equal(STACK["sagittal"].slice(array, 1), array[1].T)
+
+
+def rendered(figure):
+    canvas = FigureCanvasAgg(figure)
+    with styled():
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba()).astype(int)
+
+
+@pytest.mark.parametrize("flips", [(1, 1), (-1, -1), (-1, 1)])
+def test_a_scan_looks_the_same_however_its_voxels_are_stored(flips):
+    """One bright block in the patient's right front must come out upper left, whatever the file's axis directions."""
+    sx, sy = flips
+    array = np.zeros((1, 40, 40, 8), np.float32)
+    x, y = (30 if sx > 0 else 5), (30 if sy > 0 else 5)  # towards +x (right) and +y (front) of the world
+    array[0, x : x + 5, y : y + 5] = 1
+    figure = draw_case(Volume(array, Grid((40, 40, 8), np.diag([sx, sy, 3.0, 1]))), None, None, planes=["axial"])
+    picture = rendered(figure)
+    panel = picture[:, : picture.shape[1] // 3, :3].min(-1)
+    height, width = panel.shape
+    block = panel[int(0.14 * height) : int(0.24 * height), int(0.14 * width) : int(0.24 * width)]
+    assert block.min() > 200
+    assert panel[int(0.6 * height) : int(0.9 * height), int(0.3 * width) : int(0.6 * width)].max() < 40
+
+
+def test_thick_slices_have_their_true_proportions():
+    volume = Volume(np.random.default_rng(0).random((1, 30, 30, 5), np.float32), Grid((30, 30, 5), np.diag([1, 1, 4.0, 1])))
+    figure = draw_case(volume, None, None)
+    axial, coronal = figure.axes[0], figure.axes[3]
+    heights = [np.ptp(a.images[0].get_extent()[2:]) for a in (axial, coronal)]
+    assert heights == [30, 20]  # mm
+    scale = [a.get_window_extent().height / h for a, h in zip((axial, coronal), heights, strict=True)]
+    assert scale[0] == pytest.approx(scale[1], rel=0.02)
+
+
+def test_outlines_have_the_structures_colour_and_leave_ignored_voxels_alone():
+    classes = np.zeros((10, 12), np.uint8)
+    classes[2:5, 2:5] = 2
+    classes[7:, 7:] = IGNORE
+    axes = draw_case(flat(), None, None).axes[0]
+    draw_outlines(axes, classes, (1.0, 1.0))
+    colours = {tuple(np.round(c.get_edgecolor()[0], 3)) for c in axes.collections if len(c.get_edgecolor())}
+    wanted = tuple(int(structure_colour(1)[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    assert {c[:3] for c in colours} == {tuple(np.round(wanted, 3))}
+    points = np.concatenate([p.vertices for c in axes.collections for p in c.get_paths()])
+    assert points.min() >= 2 and points.max() <= 5
+
+
+def flat(channels=1):
+    return Volume(np.random.default_rng(0).random((channels, 12, 10, 1), np.float32), Grid.pixels((12, 10)))
+
+
+def test_a_structure_at_the_edge_has_a_closed_outline():
+    classes = np.ones((10, 12), np.uint8)
+    axes = draw_case(flat(), None, None).axes[0]
+    draw_outlines(axes, classes, (1.0, 1.0))
+    line = axes.collections[-1].get_paths()[0].vertices
+    assert np.ptp(line[:, 0]) == pytest.approx(12) and np.ptp(line[:, 1]) == pytest.approx(10)
+
+
+def test_colour_pictures_are_shown_in_colour_and_a_channel_in_grey():
+    assert draw_case(flat(3), None, None).axes[0].images[0].get_array().shape == (10, 12, 3)
+    assert draw_case(flat(3), None, None, channel=1).axes[0].images[0].get_array().shape == (10, 12)
+
+
+def test_a_missing_prediction_is_said_with_its_reason_and_dollars_stay_dollars(tmp_path):
+    classes = np.ones((12, 10, 1), np.uint8)
+    figure = draw_case(flat(), classes, None, missing="the file $p07_x^$ is truncated")
+    texts = [t.get_text() for t in figure.axes[2].texts]
+    assert any("No prediction" in t and "$p07_x^$" in t for t in texts)
+    assert save_png(figure, tmp_path / "case.png", transparent=True).stat().st_size > 1000
+
+
+def test_volumes_are_cropped_to_the_structures_with_context():
+    volume = Volume(np.zeros((1, 200, 200, 60), np.float32) + np.arange(60), Grid((200, 200, 60), np.eye(4)))
+    classes = np.zeros((200, 200, 60), np.uint8)
+    classes[90:110, 90:110, 25:35] = 1
+    shapes = [a.images[0].get_array().shape for a in draw_case(volume, classes, classes).axes[::3]]
+    assert shapes == [(50, 50), (34, 50), (34, 50)]

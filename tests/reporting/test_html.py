@@ -1,0 +1,230 @@
+"""The report of a finished run, as a file and in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from reporting.phantom_run import FAILED, HOSTILE, MISSED, MODELS, write_picture_run, write_volume_run
+
+from medseg.core.config import parse
+from medseg.core.errors import ConfigError
+from medseg.reporting.config import ReportConfig
+from pipelines.config import RunConfig
+from pipelines.report import report_folders, run
+
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: its elements with their attributes, its text, and whether its tags close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def volume_report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("volumes")
+    assert run(RunConfig.load(write_volume_run(root), [])) == 0
+    return root / "run" / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page(volume_report):
+    return Page(volume_report.read_text(encoding="utf-8"))
+
+
+def test_every_tag_closes(page):
+    assert not page.faults and not page.open
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href", "data", "srcset", "action"):
+            address = attributes.get(name)
+            assert address is None or address.startswith(("#", "data:image/")), (tag, name, address)
+    assert not page.all("link") and not page.all("iframe")
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+
+
+def test_what_users_named_is_escaped(page, volume_report):
+    text = volume_report.read_text(encoding="utf-8")
+    assert "<script>alert" not in text and "Posterior <b>" not in text
+    assert len(page.all("script")) == 1
+    assert HOSTILE in page.text  # shown as it was written
+    assert "Posterior <b>" in page.text
+
+
+def test_the_page_says_what_it_must(page):
+    for words in (
+        "Phantom structures in noise",
+        "For research use only",
+        "eight phantoms: no generalisation result",
+        "Ellipsoids in noise. J Phantoms",
+        "CC0",
+        "bootstrap confidence intervals over patients (8 patients",
+        "Convention “worst”",
+        "Convention “defined”",
+        "Paired comparison",
+        "Training curves",
+        "c0ffeec0ffee",
+        "0123456789ab (with uncommitted changes)",
+        "12 min 04 s",
+        "medseg run",
+        "Phantom CPU",
+    ):
+        assert words in page.text, words
+    assert page.text.index("Convention “worst”") < page.text.index("Convention “defined”")
+
+
+def test_no_number_is_a_nan(page):
+    assert not re.search(r"\b(nan|None|inf)\b", page.text.replace("NaN", "nan"))
+
+
+def test_tables_have_headers_with_scope_and_names(page):
+    assert all(th.get("scope") in ("col", "row", "colgroup", "rowgroup") for th in page.all("th"))
+    ids = {a["id"] for _, a in page.elements if a.get("id")}
+    named = [t for t in page.all("table") if "aria-labelledby" in t]
+    assert len(named) >= 7 and all(t["aria-labelledby"] in ids for t in named)
+    assert len([a for _, a in page.elements if a.get("id")]) == len(ids)  # no id twice
+
+
+def test_figures_have_texts_in_their_place(page):
+    images = page.all("img")
+    assert len(images) == 6  # best, median and worst of two models
+    assert all(i["alt"] and i["src"].startswith("data:image/png;base64,") for i in images)
+    plots = page.all("svg")
+    assert len(plots) == 2 and all(p["aria-label"] and p["role"] == "img" for p in plots)
+
+
+def test_failed_and_missed_cases_are_shown(page):
+    assert f"Worst case {FAILED} of unet" in next(i["alt"] for i in page.all("img") if "Worst" in i["alt"])
+    assert "the file is truncated after 12 kB" in page.text
+    assert re.search(rf"Missed structures: .* {MISSED} fcn8s Posterior", page.text)
+
+
+def test_tables_and_figures_stand_beside_the_page(volume_report):
+    folder = volume_report.parent
+    per_case = pd.read_csv(folder / "tables" / "per_case.csv")
+    assert len(per_case) == 8 * 2 * 2 and per_case.columns[0] == "model"
+    flow = pd.read_csv(folder / "tables" / "cases_flow.csv", keep_default_na=False)
+    assert flow.loc[flow["model"] == "unet", ["given", "readable", "segmented", "evaluated"]].astype(int).values.tolist() == [
+        [8, 7, 7, 7]
+    ]
+    names = {p.name for p in (folder / "figures").iterdir()}
+    assert {"cases.png", "training.png", f"{MODELS[0]}_best_0.png", f"{MODELS[1]}_worst_2.png"} <= names
+    assert not list(folder.rglob(".*"))
+
+
+def test_pictures_in_colour_and_pixels(tmp_path):
+    assert run(RunConfig.load(write_picture_run(tmp_path), [])) == 0
+    text = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "over tiles" in page.text and "HD95 (px)" in page.text and "(mm)" not in page.text
+    assert "radiologists" not in page.text
+    assert len(page.all("img")) == 6
+
+
+def test_masks_of_another_tool_have_a_report_without_curves_and_pictures(tmp_path, volume_report):
+    evaluated = volume_report.parent.parent / "evaluate"
+    path = report_folders([evaluated / m for m in MODELS], tmp_path / "out")
+    assert path == tmp_path / "out" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.faults and not page.all("img") and len(page.all("svg")) == 1
+    assert "Models side by side" in page.text and "Training curves" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"gallery": 3}, "unknown key `gallery`"),
+        ({"planes": ["axial", "axial"]}, "one plane twice"),
+        ({"planes": ["oblique"]}, "planes"),
+        ({"window_percentiles": [99, 1]}, "the smaller first"),
+        ({"gallery_cases": -1}, "gallery_cases"),
+    ],
+)
+def test_bad_settings_are_named(content, words):
+    with pytest.raises(ConfigError, match=words):
+        parse(ReportConfig, content, "run.yaml: report")
+
+
+PROBE = """<script>
+document.getElementById("per-case").tHead.rows[0].cells[3].querySelector("button").click();
+const box = document.getElementById("filter");
+const rows = () => [...document.querySelectorAll("#per-case tbody tr")].filter(r => !r.hidden);
+const order = () => rows().map(r => r.cells[3].textContent).join(" ");
+document.body.dataset.ascending = order();
+document.getElementById("per-case").tHead.rows[0].cells[3].querySelector("button").click();
+document.body.dataset.descending = order();
+box.value = "P03 fcn8s missed"; box.dispatchEvent(new Event("input"));
+document.body.dataset.filtered = order() + " | " + document.getElementById("count").textContent;
+document.body.dataset.wide = document.documentElement.scrollWidth > window.innerWidth;
+</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs chromium (or google-chrome) to open the report in a browser")
+    return found
+
+
+def open_in(browser, path, folder, width):
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += f" --disable-component-update --disable-sync --user-data-dir={folder} --window-size={width},900 --dump-dom"
+    done = subprocess.run([browser, *flags.split(), path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize("width", [1200, 520])
+def test_the_case_table_sorts_and_filters_in_a_browser(browser, volume_report, tmp_path, width):
+    probed = tmp_path / "report.html"
+    text = volume_report.read_text(encoding="utf-8")
+    probed.write_text(text.replace("</body>", PROBE), encoding="utf-8")
+    dom = open_in(browser, probed, tmp_path / "profile", width)
+    body = re.search(r"<body[^>]*>", dom)[0]
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', body))
+    assert found, "the script of the page did not run to its end"
+
+    ascending, descending = found["ascending"].split(), found["descending"].split()
+    known = [float(v) for v in ascending if v != "–"]
+    assert len(ascending) == 32 and known == sorted(known) and ascending[-4:] == ["–"] * 4
+    assert [float(v) for v in descending if v != "–"] == sorted(known, reverse=True) and descending[-4:] == ["–"] * 4
+    assert found["filtered"] == "0.000 | 1 of 32 rows"
+    assert found["wide"] == "false"  # wide tables scroll by themselves; the page does not

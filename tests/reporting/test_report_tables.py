@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medseg.core.errors import StageError
+from medseg.core.manifest import Case
+from medseg.reporting import cases, tables
+from medseg.reporting.collect import Facts, ModelResults, ReportData, collect_folders, read_table
+from medseg.reporting.gallery import case_scores, choose_cases
+from medseg.reporting.provenance import commit_text, duration
+from medseg.reporting.words import describe, find_metric, format_number
+
+
+def rows(*statuses, structure="a", dice=0.9):
+    return [
+        {"case_id": f"c{i}", "patient_id": "", "structure": structure, "dice": dice if s == "ok" else math.nan, "status": s}
+        for i, s in enumerate(statuses)
+    ]
+
+
+def summary(**changes):
+    row = {"structure": "a", "metric": "dice", "unit": "", "convention": "worst", "n": 8, "n_undefined": 0, "mean": 0.9}
+    return pd.DataFrame([row | {"ci_low": 0.85, "ci_high": 0.95, "median": 0.91, "q1": 0.88, "q3": 0.93} | changes])
+
+
+def model(name="unet", per_case=None, **more):
+    return ModelResults(
+        name, pd.DataFrame(rows(*["ok"] * 8) if per_case is None else per_case), more.pop("summary", summary()), **more
+    )
+
+
+def report(*models, **more):
+    return ReportData("run", more.pop("facts", Facts()), models or (model(),), **more)
+
+
+@pytest.mark.parametrize(
+    ("column", "label", "text"),
+    [
+        ("dice", "Dice", "0.900"),
+        ("hd95_mm", "HD95 (mm)", "0.90"),
+        ("hd95_px", "HD95 (px)", "0.90"),
+        ("reference_volume_ml", "Reference volume (ml)", "0.900"),
+        ("predicted_area_mm2", "Predicted area (mm²)", "0.900"),
+        ("surface_dice_1.5mm", "Surface Dice at 1.5 mm", "0.900"),
+        ("adapted_rand_error", "Adapted Rand error", "0.900"),
+        ("lesions_found", "lesions found", "0.900"),
+    ],
+)
+def test_metrics_in_words(column, label, text):
+    described = describe(column)
+    assert described.label.replace("\u00a0", " ") == label
+    assert described.format(0.9) == text
+
+
+def test_better_comes_from_the_metrics_table():
+    assert [describe(c).better for c in ("dice", "hd95_mm", "reference_volume_ml")] == ["higher", "lower", ""]
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [(0.12345, 3, "0.123"), (-1.5, 2, "−1.50"), (math.nan, 3, "–"), (None, 3, "–"), (12345.0, 0, "12\u202f345"),
+     (1234.56, None, "1\u202f235"), (0.01234, None, "0.012"),
+     (0, None, "0.00"), ("ok", 3, "ok"), (np.int64(7), 0, "7"), (math.inf, 3, "–")],
+)  # fmt: skip
+def test_numbers(value, decimals, text):
+    assert format_number(value, decimals) == text
+
+
+def test_read_table_keeps_names_as_text_and_empty_cells_as_undefined(tmp_path):
+    path = tmp_path / "per_case.csv"
+    path.write_text("case_id,patient_id,structure,dice,status\n007,NA,None,,prediction_missing\n008,,nan,0.5,ok\n")
+    table = read_table(path)
+    assert table["case_id"].tolist() == ["007", "008"]
+    assert table["patient_id"].tolist() == ["NA", ""] and table["structure"].tolist() == ["None", "nan"]
+    assert math.isnan(table["dice"][0]) and table["dice"][1] == 0.5
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00bad"])
+def test_a_missing_or_broken_table_is_one_sentence(tmp_path, content):
+    path = tmp_path / "summary.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StageError, match=r"summary\.csv .*run `medseg evaluate`"):
+        read_table(path)
+
+
+def test_folders_without_an_evaluation_are_named(tmp_path):
+    with pytest.raises(StageError, match=r"holds no per_case\.csv"):
+        collect_folders([tmp_path])
+
+
+def test_intervals_are_named_after_the_sampling_unit():
+    assert "over tiles (8 tiles" in tables.interval_note(report(facts=Facts(sampling_unit="tile")))
+    assert "over patients" in tables.interval_note(report())
+
+
+def test_below_six_units_there_is_no_interval_and_the_report_says_so():
+    few = model(per_case=rows(*["ok"] * 5), summary=summary(ci_low=math.nan, ci_high=math.nan))
+    note = tables.interval_note(report(few))
+    assert note.startswith("No confidence intervals") and "5 patients" in note
+    assert tables.summary_blocks(report(few), "worst")[0].metrics[0][1][0].interval == "–"
+
+
+def test_several_cases_of_one_patient_are_one_unit():
+    per_case = [row | {"patient_id": f"p{i // 4}"} for i, row in enumerate(rows(*["ok"] * 8))]
+    assert "2 patients" in tables.interval_note(report(model(per_case=per_case)))
+
+
+def test_the_summary_shows_mean_n_and_undefined_of_its_convention_only():
+    both = pd.concat([summary(), summary(convention="defined", mean=0.99, n=7, n_undefined=1)])
+    data = report(model(summary=both))
+    (worst,), (defined,) = (tables.summary_blocks(data, c)[0].metrics[0][1] for c in ("worst", "defined"))
+    assert (worst.mean, worst.n, worst.n_undefined) == ("0.900", "8", "0")
+    assert (defined.mean, defined.n, defined.n_undefined) == ("0.990", "7", "1")
+    assert (worst.interval, worst.quartiles) == ("0.850 to 0.950", "0.880 to 0.930")
+
+
+def test_models_stand_beside_one_another_and_an_absent_structure_is_a_gap():
+    data = report(model(), model("fcn8s", summary=summary(structure="b", mean=0.5)))
+    headline = tables.side_by_side(data, ["dice"])
+    assert [(s, [c and c.mean for c in cells]) for s, cells in headline.rows] == [("a", ["0.900", None]), ("b", [None, "0.500"])]
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "favours"),
+    [("dice", 0.1, 0.3, "unet"), ("dice", -0.3, -0.1, "fcn8s"), ("hd95_mm", 0.1, 0.3, "fcn8s"), ("hd95_mm", -3, -1, "unet"),
+     ("dice", -0.1, 0.3, "–"), ("dice", math.nan, math.nan, "–")],
+)  # fmt: skip
+def test_the_comparison_favours_the_model_that_is_clearly_better(metric, low, high, favours):
+    row = {"structure": "a", "metric": metric, "unit": "", "model_a": "unet", "model_b": "fcn8s", "n": 8, "n_missing": 0}
+    row |= {"n_undefined": 0, "mean_difference": (low + high) / 2, "ci_low": low, "ci_high": high}
+    row |= {"wins": 5, "ties": 1, "losses": 2, "p_wilcoxon": 1e-4, "p_holm": 2e-4}
+    (found,) = tables.comparison_rows(report(comparison_summary=pd.DataFrame([row])))
+    assert found.favours == favours and found.wins == "5 / 1 / 2" and found.p == "< 0.001"
+
+
+def manifest_cases(n=8):
+    return tuple(Case(f"c{i}", (), split="test") for i in range(n)) + (Case("t0", (), split="train"), Case("v0", (), split="val"))
+
+
+def predictions(**reasons):
+    return pd.DataFrame(
+        [
+            {
+                "case_id": f"c{i}",
+                "status": "failed" if f"c{i}" in reasons else "done",
+                "reason": reasons.get(f"c{i}", ""),
+                "output": "x",
+            }
+            for i in range(8)
+        ]
+    )
+
+
+def test_the_flow_counts_every_case_once():
+    per_case = rows(
+        "ok", "ok", "prediction_missing", "prediction_missing", "grid_mismatch", "prediction_empty", "ok", "unreadable"
+    )
+    measured = pd.DataFrame({"case_id": [f"c{i}" for i in range(8)], "diagonal_mm": [9.0] * 7 + [math.nan]})
+    made = predictions(c2="c2.nii.gz is truncated; copy it again", c3="unexpected KeyError: 'x'")
+    data = report(model(per_case=per_case, predictions=made, cases=measured), cases=manifest_cases())
+    train, val, test = cases.flow_rows(data)
+    assert (train.split, train.given, train.readable) == ("train", "1", "–") and val.split == "val"
+    # The scan of c2 and the reference of c7 cannot be read; c3 failed through no fault of its own; c4's mask does not fit.
+    assert (test.given, test.readable, test.segmented, test.evaluated) == ("8", "6", "6", "4")
+    assert test.lost
+
+
+def test_the_flow_says_readable_where_check_has_looked():
+    columns = ["case_id", "file", "severity", "problem", "what_to_do"]
+    checks = pd.DataFrame(
+        [["t0", "t0.nii", "error", "is truncated", "copy it again"], ["v0", "", "warning", "odd", "look"]], columns=columns
+    )
+    data = report(cases=manifest_cases(), checks=checks)
+    train, val, _ = cases.flow_rows(data)
+    assert (train.readable, val.readable, train.lost, val.lost) == ("0", "1", True, False)
+    assert cases.failures(data)[0].reason == "is truncated; copy it again"
+    assert [w.reason for w in cases.check_warnings(data)] == ["odd; look"]
+
+
+def test_a_foreign_evaluation_counts_what_its_table_holds():
+    (row,) = cases.flow_rows(report(model(per_case=rows("ok", "prediction_missing", "unreadable"))))
+    assert (row.split, row.given, row.readable, row.segmented, row.evaluated) == ("", "3", "2", "2", "1")
+
+
+def test_failures_give_the_first_reason_and_missed_structures_are_not_failures():
+    per_case = rows("ok", "prediction_missing", "grid_mismatch", "prediction_empty")
+    known = pd.DataFrame({"case_id": ["c2"], "reason": ["spacing 1 against 2 mm"], "diagonal_mm": [9.0]})
+    data = report(model(per_case=per_case, predictions=predictions(c1="too large"), cases=known))
+    assert [(f.case_id, f.stage, f.reason) for f in cases.failures(data)] == [
+        ("c1", "predict", "too large"),
+        ("c2", "evaluate", "spacing 1 against 2 mm"),
+    ]
+    assert [f.case_id for f in cases.missed(data)] == ["c3"]
+
+
+def test_the_case_table_sorts_by_the_full_figure_and_leaves_undefined_empty():
+    table = cases.per_case_table(report(model(per_case=rows("ok", "prediction_missing", dice=0.123456))))
+    assert table.headers == ["Case", "Model", "Structure", "Dice", "Status"]
+    assert [(c.text, c.value) for c in (table.rows[0][3], table.rows[1][3])] == [("0.123", 0.123456), ("–", None)]
+
+
+def test_patients_are_shown_where_they_are_named():
+    per_case = [row | {"patient_id": "anna"} for row in rows("ok")]
+    assert cases.per_case_table(report(model(per_case=per_case))).headers[1] == "Patient"
+
+
+def test_scores_count_what_was_missed_as_zero_and_empty_in_both_as_perfect():
+    per_case = pd.DataFrame(
+        rows("ok", "prediction_missing", "both_empty", "ok", "ok")
+        + rows("prediction_empty", "prediction_missing", "ok", "ok", "ok", structure="b")
+    )
+    assert case_scores(per_case).round(3).to_dict() == {"c0": 0.45, "c1": 0.0, "c2": 0.95, "c3": 0.9, "c4": 0.9}
+
+
+def test_best_median_and_worst_are_different_cases():
+    scores = pd.Series({f"c{i}": i / 10 for i in range(9)})
+    assert [(p.kind, p.case_id) for p in choose_cases(scores, 1)] == [("best", "c8"), ("median", "c4"), ("worst", "c0")]
+    two = choose_cases(scores, 2)
+    assert [p.case_id for p in two] == ["c8", "c7", "c3", "c4", "c0", "c1"]
+
+
+@pytest.mark.parametrize(("n", "kinds"), [(0, []), (1, ["worst"]), (2, ["best", "worst"]), (3, ["best", "median", "worst"])])
+def test_few_cases_are_shown_once_and_the_worst_first_of_all(n, kinds):
+    scores = pd.Series({f"c{i}": i / 10 for i in range(n)}, dtype=float)
+    picks = choose_cases(scores, 1)
+    assert [p.kind for p in picks] == kinds and len({p.case_id for p in picks}) == n
+
+
+def test_the_metric_column_is_found_with_any_unit():
+    data = report(model(per_case=[row | {"hd95_px": 1.0} for row in rows("ok")]))
+    assert find_metric(data, "hd95") == "hd95_px" and find_metric(data, "iou") is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.42, "3.4 s"), (48, "48 s"), (99.7, "1 min 40 s"), (725, "12 min 05 s"), (12000, "3 h 20 min"), (None, "–")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_commits():
+    assert commit_text("0123+") == "0123 (with uncommitted changes)" and commit_text(None) == "–"

@@ -1,0 +1,194 @@
+"""Whole trainings of tiny networks: repeated, interrupted, resumed, gone wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from medseg.core.errors import StageError
+from medseg.training import loop
+from medseg.training.checkpoint import Tensors, load_weights
+from medseg.training.decide import Timing, choose_workers
+from medseg.training.loop import train_model
+from medseg.training.schedule import Schedule
+from medseg.training.step import Trainer
+
+DRAW = loop.draw_training_curves
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    """Drawing takes longer than these trainings."""
+    monkeypatch.setattr(loop, "draw_training_curves", lambda log, path: path)
+
+
+def equal(a: Tensors, b: Tensors) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def last(job) -> Tensors:
+    return load_weights(job.folder / "last.safetensors")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Make a training fail, or do something else, when it begins its n-th step."""
+    step = Trainer.step
+
+    def arrange(number: int, action) -> None:
+        done = []
+
+        def watched(self, batch, learning_rate, seed):
+            if learning_rate:  # timed steps have none
+                done.append(1)
+                if len(done) == number:
+                    action()
+            return step(self, batch, learning_rate, seed)
+
+        monkeypatch.setattr(Trainer, "step", watched)
+
+    yield arrange
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+def killed() -> None:
+    raise MemoryError("killed")
+
+
+def test_a_training_leaves_its_log_curves_and_weights(make_job, monkeypatch):
+    monkeypatch.setattr(loop, "draw_training_curves", DRAW)
+    job = make_job(epochs=3, validation_interval=2)
+    trained = train_model(job)
+    log = pd.read_csv(job.folder / "log.csv")
+    assert list(log.columns[:5]) == ["epoch", "step", "seconds", "learning_rate", "train_loss"]
+    assert list(log.epoch) == [1, 2, 3] and list(log.step) == [3, 6, 9] and log.train_loss.notna().all()
+    assert list(log.val_dice.notna()) == [False, True, True]
+    measured = log.dropna()
+    np.testing.assert_allclose(measured.val_dice, (measured.val_dice_large + measured.val_dice_small) / 2)
+    assert trained.best["dice"] == pytest.approx(log.val_dice.max()) and trained.best["epoch"] in (2, 3)
+    assert (job.folder / "progress.png").stat().st_size > 1000
+    assert not [p for p in job.folder.iterdir() if p.name.startswith(".")]
+
+
+def test_it_learns(make_job):
+    job = make_job(epochs=6, steps_per_epoch=15, optimizer={"learning_rate": 0.01}, options={"features": [8, 16]})
+    assert train_model(job).best["dice"] > 0.8
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_job):
+    first, second = (train_model(make_job(name, options={"features": [4, 8]})).weights for name in "ab")
+    assert equal(first, second)
+    assert not equal(first, train_model(make_job("c", seed=1)).weights)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("unet", {"optimizer": {"name": "adamw"}, "channels_last": True}),
+        ("unet", {"optimizer": {"name": "sgd"}, "schedule": "poly", "loss": "dice_focal", "warmup_steps": 2}),
+        pytest.param("unet", {"workers": 1}, marks=pytest.mark.slow),
+        ("fcn8s", {"optimizer": {"name": "adamw"}}),  # with batch norm and dropout
+    ],
+)
+def test_killed_and_resumed_is_undisturbed(make_job, stop_at, architecture, settings):
+    options = {"features": [4, 8]} if architecture == "unet" else {"width": 0.0625}
+    settings = {"epochs": 3, "steps_per_epoch": 2} | settings
+    whole = make_job("whole", architecture, options, **settings)
+    undisturbed = train_model(whole)
+    broken = make_job("broken", architecture, options, **settings)
+    stop_at(4, killed)
+    with pytest.raises(MemoryError):
+        train_model(broken)
+    resumed = train_model(broken)
+    assert equal(last(whole), last(broken)) and equal(undisturbed.weights, resumed.weights)
+    logs = [pd.read_csv(j.folder / "log.csv").drop(columns="seconds") for j in (whole, broken)]
+    pd.testing.assert_frame_equal(*logs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_leaves(make_job, stop_at, number):
+    whole, stopped = make_job("whole", steps_per_epoch=4, epochs=1), make_job("stopped", steps_per_epoch=4, epochs=1)
+    train_model(whole)
+    stop_at(2, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as error:
+        train_model(stopped)
+    if number == signal.SIGTERM:
+        assert error.value.code == 143
+    assert (stopped.folder / "last.safetensors").is_file() and not (stopped.folder / "log.csv").exists()
+    train_model(stopped)
+    assert equal(last(whole), last(stopped))
+    pd.testing.assert_series_equal(*[pd.read_csv(j.folder / "log.csv").train_loss for j in (whole, stopped)])
+
+
+def test_a_finished_training_run_again_does_nothing(make_job):
+    job = make_job()
+    first = train_model(job)
+    times = {p: p.stat().st_mtime_ns for p in job.folder.iterdir()}
+    assert equal(train_model(job).weights, first.weights)
+    assert times == {p: p.stat().st_mtime_ns for p in job.folder.iterdir()}
+
+
+def test_a_budget_becomes_steps_once(make_job, monkeypatch):
+    job = make_job(budget_minutes=0.1, validation_interval=1000)
+    trained = train_model(job)
+    assert trained.seconds < 12 and trained.schedule.steps > 3
+    assert "s were left; a step takes" in trained.schedule.reasons["steps"]
+
+    def never(*_: object) -> None:
+        raise AssertionError("decided twice")
+
+    monkeypatch.setattr(loop, "decide", never)
+    assert train_model(job).schedule == trained.schedule == Schedule.load(job.folder / "schedule.json")
+
+
+def test_timed_steps_leave_no_trace(make_job):
+    """A schedule that stands already is not timed; the weights are the same."""
+    timed, told = make_job("timed", "fcn8s", {"width": 0.0625}), make_job("told", "fcn8s", {"width": 0.0625})
+    train_model(timed)
+    Schedule.load(timed.folder / "schedule.json").save(told.folder / "schedule.json")
+    train_model(told)
+    assert equal(last(timed), last(told))
+
+
+def test_too_small_a_budget_is_a_sentence(make_job):
+    with pytest.raises(StageError, match="give more time"):
+        train_model(make_job(budget_minutes=0.0001))
+
+
+def test_a_loss_that_is_no_number_names_the_cases(make_job, store):
+    image = np.full((1, 20, 18, 10), np.nan, np.float32)
+    store.write("bad", "k", image, np.zeros((20, 18, 10), np.uint8))
+    job = replace(make_job(), train_ids=["bad"])
+    with pytest.raises(StageError, match=r"train unet: the loss became nan at step 1 \(cases bad, bad\)"):
+        train_model(job)
+    assert not (job.folder / "last.safetensors").exists()
+
+
+def test_a_missing_case_is_found_before_the_first_step(make_job):
+    job = replace(make_job(), train_ids=["c0", "gone"])
+    with pytest.raises(StageError, match="gone"):
+        train_model(job)
+    assert not (job.folder / "schedule.json").exists()
+
+
+def test_flat_patches_train_a_2d_network(make_job):
+    job = make_job()
+    job = replace(job, plan=job.plan.model_copy(update={"patch_voxels": (16, 16, 1)}))
+    assert train_model(job).best["dice"] >= 0
+
+
+def test_workers_by_the_clock(make_job):
+    cpu, config = torch.device("cpu"), make_job().settings
+    slow, fast = Timing(batch=0.5, step=0.5), Timing(batch=0.01, step=0.5)
+    assert choose_workers(config, fast, cpu, 3600)[0] == 0
+    assert choose_workers(config, slow, cpu, 60)[0] == 0
+    if (os.cpu_count() or 1) > 1:
+        assert choose_workers(config, slow, cpu, 3600)[0] >= 1
+        assert choose_workers(config, fast, torch.device("cuda"), 3600)[0] >= 1
+    assert choose_workers(make_job(workers=3).settings, slow, cpu, 60) == (3, "stated in the configuration")
