@@ -147,7 +147,7 @@ class TrainingConfig(Section):
         precision: `auto` is bfloat16 on a GPU or a CPU that computes in it (AMX), else float32.
         compile: `auto` compiles on a GPU, and on a CPU where `budget_minutes` is at least 5; it is kept where timed steps are
             faster for it.
-        channels_last: the memory layout of images; `auto` is true on a GPU and for bfloat16.
+        channels_last: the memory layout of images; `auto` is false for 2D in float32 on a CPU only.
         workers: processes that augment; `auto` is none on a CPU where that costs under a tenth of a step.
         validation_interval: epochs between validations; by default so that they take about 7 % of the time.
         validation_overlap: of the sliding windows during training.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.transforms.compose import Compose
+from monai.transforms.transform import Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medseg.data.store import PreparedCase, PreparedStore
@@ -50,10 +51,15 @@ class PatchDataset(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, place = divmod(index, self.batch_size)
-        random = np.random.default_rng(np.random.SeedSequence([self.seed, step, place]))
+        bits = np.random.PCG64(np.random.SeedSequence([self.seed, step, place]))
+        random = np.random.Generator(bits)
         case = self._case(self.case_ids[random.integers(len(self.case_ids))])
         centre = patch_centre(case, self.patch, random, foreground=place >= self.batch_size - self.n_foreground)
-        self.transforms.set_random_state(seed=int(random.integers(2**32)))
+        # One stream for all: Compose would seed a generator for each transform, which takes longer than a small patch.
+        state = np.random.RandomState(bits)
+        for transform in self.transforms.transforms:
+            if isinstance(transform, Randomizable):
+                transform.set_random_state(state=state)
         with one_thread():
             patch = self.transforms({IMAGE: case.image, CLASSES: case.classes[None], CENTRE: centre})
         return {IMAGE: patch[IMAGE], CLASSES: patch[CLASSES][0], "case_id": case.case_id}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -168,18 +169,19 @@ def affine_control(matrix: Floats, patch: Size, intervals: Size) -> Floats:
     return np.asarray(np.stack(np.meshgrid(*axes, indexing="ij"), -1) @ matrix.T + middle)
 
 
-def bspline_weights(size: int, intervals: int) -> Floats:
-    """(size, intervals + 3): the weight of each control point at `size` even positions from the first knot to the last."""
+@lru_cache(maxsize=256)
+def bspline_weights(size: int, intervals: int) -> torch.Tensor:
+    """(size, intervals + 3) float32: each control point's weight at `size` even positions from the first knot to the last."""
     if size == 1:
-        return np.ones((1, 1))
+        return torch.ones(1, 1)
     position = np.linspace(0, intervals, size)
     first = np.minimum(position.astype(int), intervals - 1)
     t = position - first
-    weights = np.zeros((size, intervals + 3))
+    weights = np.zeros((size, intervals + 3), np.float32)
     taps = ((1 - t) ** 3 / 6, 2 / 3 - t**2 + t**3 / 2, 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2, t**3 / 6)
     for offset, tap in enumerate(taps):
         weights[np.arange(size), first + offset] = tap
-    return weights
+    return torch.from_numpy(weights)
 
 
 def spline_field(control: Floats, patch: Size) -> torch.Tensor:
@@ -187,10 +189,26 @@ def spline_field(control: Floats, patch: Size) -> torch.Tensor:
     field = torch.from_numpy(np.ascontiguousarray(control)).float()
     cx, cy, cz, n = field.shape
     x, y, z = patch
-    wx, wy, wz = (torch.from_numpy(bspline_weights(s, max(1, c - 3))).float() for s, c in zip(patch, (cx, cy, cz), strict=True))
+    wx, wy, wz = (bspline_weights(size, max(1, c - 3)) for size, c in zip(patch, (cx, cy, cz), strict=True))
     field = torch.matmul(wz, field)  # (cx, cy, Z, n)
     field = torch.matmul(wy, field.view(cx, cy, z * n))  # (cx, Y, Z * n)
     return torch.matmul(wx, field.view(cx, y * z * n)).view(x, y, z, n)
+
+
+def bezier_points(control: Floats) -> Floats:
+    """The same spline's Bezier points: the field lies within their hull, which is far tighter than that of the control values."""
+    for axis in range(3):
+        n = control.shape[axis]
+        if n > 1:
+            matrix = np.zeros((3 * (n - 3) + 1, n))
+            for interval in range(n - 3):
+                inner = interval + 1
+                matrix[3 * interval, inner - 1 : inner + 2] = (1 / 6, 2 / 3, 1 / 6)
+                matrix[3 * interval + 1, inner : inner + 2] = (2 / 3, 1 / 3)
+                matrix[3 * interval + 2, inner : inner + 2] = (1 / 3, 2 / 3)
+            matrix[-1, n - 3 :] = (1 / 6, 2 / 3, 1 / 6)
+            control = np.moveaxis(np.tensordot(matrix, control, (1, axis)), 0, axis)
+    return control
 
 
 @dataclass(frozen=True)
@@ -211,9 +229,9 @@ class Sampling:
 
 def sampling(control: Floats, patch: Size, shape: Sequence[int]) -> Sampling:
     """The sampling of a patch out of pictures of this shape; `control` holds voxel positions in the picture."""
-    extremes = [spline_field(control[..., axis : axis + 1], patch).aminmax() for axis in range(3)]
-    low = np.clip([int(np.floor(e.min.item())) for e in extremes], 0, np.array(shape) - 1)
-    high = np.clip([int(np.ceil(e.max.item())) + 1 for e in extremes], low + 1, shape)
+    hull = bezier_points(control).reshape(-1, 3)
+    low = np.clip(np.floor(hull.min(0)).astype(int), 0, np.array(shape) - 1)
+    high = np.clip(np.ceil(hull.max(0)).astype(int) + 1, low + 1, shape)
     # A B-spline's weights add up to 1, so shifting and scaling the control values shifts and scales the field.
     scaled = (control - low + 0.5) * (2 / (high - low)) - 1
     # A patch one voxel thick is sampled in its plane: faster, and exact across it.

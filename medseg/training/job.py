@@ -56,7 +56,7 @@ def set_up(job: Job) -> tuple[Trainer, Schedule]:
     settings, plan = job.settings, job.plan
     device, device_reason = choose_device(settings.device)
     precision, precision_reason = choose_precision(settings.precision, device)
-    channels_last, layout_reason = choose_layout(settings.channels_last, device, precision)
+    channels_last, layout_reason = choose_layout(settings.channels_last, device, precision, 1 in plan.patch_voxels)
     interval, interval_reason = _validation_interval(job)
     schedule = Schedule.load(job.folder / "schedule.json") or Schedule(
         steps=(settings.epochs or 0) * settings.steps_per_epoch,

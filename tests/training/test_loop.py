@@ -135,9 +135,9 @@ def test_a_finished_training_run_again_does_nothing(make_job):
 
 
 def test_a_budget_becomes_steps_once(make_job, monkeypatch):
-    job = make_job(budget_minutes=0.1, validation_interval=1000)
+    job = make_job(budget_minutes=0.05, validation_interval=1000)
     trained = train_model(job)
-    assert trained.seconds < 12 and trained.schedule.steps > 3
+    assert trained.seconds < 6 and trained.schedule.steps > 3
     assert "s were left; a step takes" in trained.schedule.reasons["steps"]
 
     def never(*_: object) -> None:

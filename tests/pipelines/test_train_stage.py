@@ -1,0 +1,136 @@
+"""Stage `train`: models trained, skipped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from phantoms import write_config, write_volume_set
+
+from medseg.core.errors import ConfigError, StageError
+from medseg.inference.bundle import read_bundle
+from medseg.training import loop
+from pipelines import prepare
+from pipelines.config import RunConfig
+from pipelines.train import differences, run
+
+SETTINGS = {
+    "structures": [{"name": "large", "id": 1}, {"name": "small", "id": 2}],
+    "plan": {"patch_voxels": [16, 16, 8], "batch_size": 2, "workers": 1},
+    "models": {"unet": {"features": [4, 8]}, "wide": {"architecture": "unet", "features": [6, 8]}},
+    "training": {"epochs": 2, "steps_per_epoch": 2, "device": "cpu"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    """Drawing takes longer than these trainings."""
+    monkeypatch.setattr(loop, "draw_training_curves", lambda log, path: path)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train_stage")
+    path = write_config(folder, write_volume_set(folder, {"train": 3, "val": 1, "test": 1}), **SETTINGS)
+    prepare.run(RunConfig.load(path))
+    return path
+
+
+@pytest.fixture
+def load(prepared, tmp_path):
+    """The prepared run under an output of its own, with settings overridden."""
+    import shutil
+
+    shutil.copytree(prepared.parent / "run", tmp_path / "run")
+
+    def with_settings(*assignments: str) -> RunConfig:
+        return RunConfig.load(prepared, [f"output={tmp_path / 'run'}", *assignments])
+
+    return with_settings
+
+
+def test_each_model_gets_its_file(load):
+    config = load()
+    assert run(config) == 0
+    for name in ("unet", "wide"):
+        bundle = read_bundle(config.folder("train", name) / "model.medseg")
+        assert bundle.description.model == name and bundle.description.architecture == "unet"
+        assert bundle.labels == config.labels and bundle.plan.patch_voxels == (16, 16, 8)
+        assert bundle.network().training is False
+        assert "For research use" in bundle.card and bundle.description.fingerprint["cases"] == 3
+        text = json.dumps(bundle.description.model_dump(mode="json")) + bundle.card
+        assert "train00" not in text and "val00" not in text  # no case ids travel
+        stage = json.loads((config.folder("train", name) / "stage.json").read_text())
+        assert stage["counts"] == {"train": 3, "val": 1, "steps": 4} and stage["best"]["epoch"] in (1, 2)
+
+
+def test_what_is_trained_is_skipped_and_a_new_model_disturbs_no_other(load, capsys):
+    config = load("models={unet: {features: [4, 8]}}")
+    run(config)
+    before = {p: p.stat().st_mtime_ns for p in config.folder("train").rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert run(load()) == 0
+    assert "train unet: unchanged, skipped" in capsys.readouterr().err
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items())
+    assert (config.folder("train", "wide") / "model.medseg").is_file()
+    assert run(load("training.workers=0", "training.checkpoint_minutes=1")) == 0  # neither changes the weights
+
+
+@pytest.mark.parametrize(
+    ("assignment", "named"),
+    [
+        ("training.optimizer.learning_rate=0.5", "training.optimizer.learning_rate"),
+        ("seed=7", "seed"),
+        ("models.unet.features=[4, 4]", "model.options.features"),
+        ("structures=[{name: liver, id: 1}, {name: small, id: 2}]", "labels.structures"),
+    ],
+)
+def test_other_inputs_are_refused_by_name(load, assignment, named):
+    config = load("models={unet: {features: [4, 8]}}")
+    run(config)
+    model = config.folder("train", "unet") / "model.medseg"
+    before = model.read_bytes()
+    with pytest.raises(StageError, match=rf"finished training made from other inputs \({named} changed\); .*--redo train"):
+        run(load("models={unet: {features: [4, 8]}}", assignment))
+    assert model.read_bytes() == before
+
+
+def test_a_half_done_training_goes_on_or_is_refused(load, monkeypatch):
+    one = "models={unet: {features: [4, 8]}}"
+    whole = load(one)
+    run(whole)
+    expected = read_bundle(whole.folder("train", "unet") / "model.medseg").weights[0]
+    run(load(one), redo=True)  # the same again, from the start
+    save = loop.save_checkpoint
+
+    def killed_after(path, *state):
+        save(path, *state)
+        raise MemoryError
+
+    config = load(one)
+    monkeypatch.setattr(loop, "save_checkpoint", killed_after)
+    with pytest.raises(MemoryError):
+        run(config, redo=True)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    assert not (config.folder("train", "unet") / "model.medseg").exists()
+    with pytest.raises(StageError, match="half-done"):
+        run(load(one, "seed=3"))
+    assert run(config) == 0
+    weights = read_bundle(config.folder("train", "unet") / "model.medseg").weights[0]
+    assert all((weights[k] == expected[k]).all() for k in expected)
+
+
+def test_without_prepare_the_sentence_says_so(prepared, tmp_path):
+    with pytest.raises(StageError, match="run `medseg prepare` first"):
+        run(RunConfig.load(prepared, [f"output={tmp_path / 'empty'}"]))
+
+
+def test_a_wrong_setting_is_found_before_any_training(load):
+    with pytest.raises(ConfigError, match="unknown key `learning_rate`"):
+        run(load("training.learning_rate=1"))
+    assert not load().folder("train").exists()
+
+
+def test_differences_are_dotted_keys():
+    assert differences({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"b": 2, "c": [1]}, "e": 1}) == ["a.b", "d", "e"]
