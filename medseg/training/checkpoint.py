@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from medseg.core.files import atomic_path
 
@@ -83,7 +83,7 @@ def load_weights(path: Path) -> Tensors:
 
 def _write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     # Cloned where memory is shared or strided: safetensors stores each tensor on its own, in plain order.
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
+    path.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata))
 
 
 def _read(path: Path) -> tuple[Tensors, dict[str, str]]:

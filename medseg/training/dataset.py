@@ -18,6 +18,7 @@ from medseg.data.store import PreparedCase, PreparedStore
 from medseg.training.augment import CENTRE, CLASSES, IMAGE
 
 Batch = dict[str, Any]
+MOST_OPEN = 1000  # cases: their foreground coordinates take about 0.1 MB of memory a structure
 
 
 class PatchDataset(Dataset[Batch]):
@@ -70,6 +71,8 @@ class PatchDataset(Dataset[Batch]):
 
     def _case(self, case_id: str) -> PreparedCase:
         if case_id not in self._open:
+            if len(self._open) == MOST_OPEN:
+                self._open.pop(next(iter(self._open)))
             self._open[case_id] = self.store.open(case_id)
         return self._open[case_id]
 

@@ -83,11 +83,12 @@ def _run(
             waiting.append((loss, batch["case_id"]))
             ends = state.step % schedule.steps_per_epoch == 0 or state.step == schedule.steps
             stopping = stop.number is not None
-            if not on_gpu or len(waiting) >= LOSSES_READ_TOGETHER or ends or stopping:
-                _read_losses(job, state, waiting)
+            saves = ends or stopping or clock.since_saving > settings.checkpoint_minutes * 60
+            if saves or not on_gpu or len(waiting) >= LOSSES_READ_TOGETHER:
+                _read_losses(job, state, waiting)  # before saving: a state that is no number must not be kept
             if ends:
                 _end_epoch(job, trainer, schedule, state, val_cases, rate, clock)
-            if ends or stopping or clock.since_saving > settings.checkpoint_minutes * 60:
+            if saves:
                 state.seconds, state.scaler = clock.seconds, trainer.scaler.state_dict()
                 save_checkpoint(job.folder / "last.safetensors", trainer.network, trainer.optimizer, state)
                 clock.saved()

@@ -64,7 +64,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("medseg.training.checkpoint.save_file", full)
+    monkeypatch.setattr("medseg.training.checkpoint.save", full)
     with pytest.raises(OutputError, match="No space left"):
         save_checkpoint(path, network, optimizer, Progress(2))
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
