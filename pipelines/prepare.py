@@ -28,6 +28,8 @@ from pipelines.config import RunConfig
 
 Spacing = tuple[float, float, float] | None
 
+CASES_PER_WORKER = 16  # starting a worker process takes about as long as preparing that many small cases
+
 
 def run(config: RunConfig, redo: bool = False) -> int:
     """Fingerprint, plan and prepared arrays of the training and validation cases. Returns the exit code."""
@@ -37,7 +39,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     cases = manifest.of("train", "val")
     if unlabelled := [case.case_id for case in cases if case.label is None]:
         raise ConfigError(f"{manifest.path}: training case {unlabelled[0]} has no label; name one or remove the row.")
-    workers = settings.workers or os.cpu_count() or 1
+    workers = settings.workers or max(1, min(os.cpu_count() or 1, len(cases) // CASES_PER_WORKER))
     outcomes = map_cases(_hash_case, cases, "prepare: reading files", workers=1)
     _all_or_stop(outcomes)
     hashes = {o.item.case_id: o.result for o in outcomes}

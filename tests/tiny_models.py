@@ -14,8 +14,6 @@ from medseg.inference.bundle import Bundle, Description, write_bundle
 from medseg.models.registry import build_network
 from medseg.planning.plan import Plan
 
-torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much on a busy machine
-
 OPTIONS = {"features": [4, 8]}
 SCHEME = LabelScheme(structures=[Structure(name="liver", id=3), Structure(name="tumour", id=300)])
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from phantoms import ball
 from tiny_models import tiny_plan
 
@@ -12,8 +11,6 @@ from medseg.core.labels import LabelScheme, Structure
 from medseg.data.store import PreparedStore
 from medseg.training.config import TrainingConfig
 from medseg.training.job import Job
-
-torch.set_num_threads(1)
 
 SCHEME = LabelScheme(structures=[Structure(name="large", id=1), Structure(name="small", id=2)])
 
