@@ -25,6 +25,7 @@ from medseg.core.record import StageRecord
 from medseg.data.check import CaseFindings, Problem, check_case, check_together, problem_of, problem_of_outcome
 from medseg.data.fetch import DATASETS
 from medseg.data.splits import fill_splits
+from medseg.inference.scans import scan_files
 from medseg.planning.config import PlanConfig
 from pipelines.config import KEYS, LABEL_KEYS, RunConfig
 
@@ -119,7 +120,21 @@ def config_problems(config: RunConfig) -> list[Problem]:
         _ = config.labels
     except ConfigError as error:
         problems.append(problem_of(error, file=config.path))
-    return [*problems, *_model_problems(config)]
+    return [*problems, *_loss_problems(config), *_model_problems(config)]
+
+
+def _loss_problems(config: RunConfig) -> Iterator[Problem]:
+    """A loss that does not exist, or options that it does not know."""
+    from medseg.losses.registry import build_loss
+    from medseg.training.config import TrainingConfig
+
+    if not _sound(config, "training", TrainingConfig):
+        return
+    settings = config.section("training", TrainingConfig)
+    try:
+        build_loss(settings.loss, settings.loss_options, n_classes=2)
+    except ConfigError as error:
+        yield problem_of(error, file=config.path)
 
 
 def _unknown_key(key: str, known: Sequence[str], where: str, file: str) -> Problem:
@@ -199,6 +214,7 @@ def _manifest(config: RunConfig) -> tuple[_Cases, list[Problem]]:
 def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem]:
     """Contradictions between sections, and between the configuration and the manifest."""
     from medseg.evaluation.config import EvaluateConfig
+    from medseg.inference.config import PredictConfig
 
     where = str(config.path)
     settings = {name: value for name, value in config.settings.items() if isinstance(value, dict)}
@@ -215,6 +231,11 @@ def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem
     if None not in sizes and sizes[0] != sizes[1]:
         text = f"`plan.batch_size` is {sizes[0]} and `training.batch_size` is {sizes[1]}"
         yield Problem("error", text, "keep one of them", file=where)
+    if _sound(config, "predict", PredictConfig):
+        splits = config.section("predict", PredictConfig).split
+        if not manifest.of(*splits):
+            text = f"no case has the split {' or '.join(splits)}, so nothing would be predicted"
+            yield Problem("error", text, "give some cases that split, or name another in `predict.split`", file=where)
     yield from _modalities(settings.get("data", {}).get("modality"), manifest, where)
     yield from _pairs(config, where)
 
@@ -244,8 +265,9 @@ def _inputs(config: RunConfig, cases: _Cases) -> dict[str, Any]:
     settings = {key: config.settings.get(key) for key in ("data", "seed", *LABEL_KEYS)}
     if cases.manifest is None:
         return settings
-    paths = [path for case in cases.manifest.cases for path in (*case.images, case.label) if path is not None]
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    named = (path for case in cases.manifest.cases for path in (*case.images, case.label) if path is not None)
+    paths = scan_files([path for path in named if path.is_file()])
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return settings | {"manifest_sha256": file_sha256(cases.manifest.path), "files_sha256": json_sha256(stats)}
 
 

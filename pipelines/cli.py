@@ -33,8 +33,10 @@ def _stage(name: str, config: Path, assignments: list[str] | None, redo: bool) -
     from pipelines.config import RunConfig
 
     loaded = RunConfig.load(config, assignments)
-    loaded.save()
-    raise typer.Exit(importlib.import_module(f"pipelines.{name}").run(loaded, redo=redo))
+    code = importlib.import_module(f"pipelines.{name}").run(loaded, redo=redo)
+    if name in ("prepare", "train"):
+        loaded.save()  # after the stage has accepted it: the folder's results and its configuration belong together
+    raise typer.Exit(code)
 
 
 def _call(module: str, function: str, *arguments: Any, **options: Any) -> Any:
@@ -104,7 +106,9 @@ def evaluate(
         _stage("evaluate", config, assignments, redo)
     if predictions is None or references is None or output is None:
         raise ConfigError("give a configuration, or all of --predictions, --references and --output.")
-    raise typer.Exit(_call("evaluate", "evaluate_folders", predictions, references, output, labels))
+    if assignments:
+        raise ConfigError("--set is for a configuration, which --predictions and --references do not have; leave it out.")
+    raise typer.Exit(_call("evaluate", "evaluate_folders", predictions, references, output, labels, redo=redo))
 
 
 @app.command()
@@ -117,8 +121,14 @@ def report(
     redo: Redo = False,
 ) -> None:
     """Write the HTML report of a run, or of finished evaluations."""
+    from medseg.core.errors import ConfigError
+
     if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+        if output:
+            raise ConfigError("--output is for folders of evaluations; the report of a configuration stands in its run folder.")
         _stage("report", paths[0], assignments, redo)
+    if assignments or redo:
+        raise ConfigError("--set and --redo are for a configuration; a report over folders is always made anew.")
     _call("report", "report_folders", paths, output)
 
 

@@ -34,7 +34,10 @@ class RunConfig:
         self.seed = settings.get("seed", 0)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise ConfigError(f"{path}: `seed`: a whole number of at least 0, not {self.seed!r}.")
-        self.output = Path(settings.get("output") or Path("runs") / self.name)
+        output = settings.get("output") or Path("runs") / self.name
+        if not isinstance(output, (str, Path, int, float)):
+            raise ConfigError(f"{path}: `output`: the path of a folder, not {output!r}.")
+        self.output = Path(str(output))
 
     @classmethod
     def load(cls, path: Path, assignments: list[str] | None = None) -> RunConfig:
@@ -81,5 +84,6 @@ class RunConfig:
         return fill_splits(manifest, data.val_fraction, data.test_fraction, self.seed)
 
     def save(self) -> None:
-        """Keep the resolved configuration in the run folder."""
-        write_text(self.output / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True))
+        """Keep the resolved configuration in the run folder, as a file that repeats the run by itself."""
+        settings = {"name": self.name, "output": str(self.output)} | self.settings
+        write_text(self.output / "config.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))

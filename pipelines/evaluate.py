@@ -23,9 +23,11 @@ from medseg.evaluation.pairs import Pair, Unmatched, pair_cases, pair_folders
 from medseg.evaluation.summary import summarise
 from medseg.evaluation.table import Evaluation, evaluate_cases, load_evaluation, write_evaluation, write_table
 from medseg.inference.config import PredictConfig
+from medseg.inference.scans import images_sha256
 from medseg.io.formats import read_labels
 from pipelines.config import RunConfig
 
+TABLES = ("per_case.csv", "cases.csv", "summary.csv")
 COMPARISON_FILES = ("comparison.csv", "comparison_summary.csv")
 
 
@@ -40,12 +42,13 @@ def run(config: RunConfig, redo: bool = False) -> int:
     cases = config.manifest().of(*splits)
     if not cases:
         raise StageError(f"{config.path}: no case has the split {' or '.join(splits)}; name some in the manifest.")
+    unit = _sampling_unit(config, cases)
     evaluations = {}
     for model in config.model_names:
         pairs = pair_cases(cases, _predictions(config.folder("predict", model), model, cases))
         inputs = {
             "split": splits,
-            "sampling_unit": config.data.sampling_unit,
+            "sampling_unit": unit,
             "spacing_mm": config.data.spacing_mm,
             "predictions_csv": file_sha256(config.folder("predict", model, "predictions.csv")),
         }
@@ -57,6 +60,20 @@ def run(config: RunConfig, redo: bool = False) -> int:
     return int(any(_failed(e) for e in evaluations.values()))
 
 
+def _sampling_unit(config: RunConfig, cases: Sequence[Case]) -> str:
+    """What the intervals are over: `patient` where the manifest names patients, else `case` or what the configuration says.
+
+    Raises: ConfigError where the manifest names patients and the configuration another unit.
+    """
+    stated, named = config.data.sampling_unit, any(case.patient_id for case in cases)
+    if named and stated != "patient":
+        raise ConfigError(
+            f"{config.path}: data: `sampling_unit` is {stated}, but {config.data.manifest} names patients, and intervals can be "
+            "over one of them only; remove `sampling_unit` or the column patient_id."
+        )
+    return "case" if stated == "patient" and not named else stated
+
+
 def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: EvaluateConfig, redo: bool) -> None:
     folder = config.folder("evaluate")
     if len(evaluations) < 2:
@@ -65,14 +82,14 @@ def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: Ev
         return
     tables = {model: [file_sha256(folder / model / name) for name in ("per_case.csv", "cases.csv")] for model in evaluations}
     record = StageRecord(folder, {"tables": tables, "evaluate": settings.model_dump(mode="json"), "seed": config.seed})
-    if record.unchanged() and not redo:
+    if record.unchanged() and _stand(folder, COMPARISON_FILES) and not redo:
         say("evaluate comparison: unchanged, skipped")
         return
     write_comparison(folder, compare_evaluations(evaluations, settings, config.seed))
     record.write("comparison", config.seed)
 
 
-def evaluate_folders(predictions: Path, references: Path, output: Path, labels: Path | None = None) -> int:
+def evaluate_folders(predictions: Path, references: Path, output: Path, labels: Path | None = None, redo: bool = False) -> int:
     """Evaluate masks made by any tool; files of the two folders are matched by name.
 
     Writes per_case.csv, cases.csv, summary.csv, unmatched.csv and stage.json to `output`.
@@ -85,7 +102,8 @@ def evaluate_folders(predictions: Path, references: Path, output: Path, labels: 
     scheme = load_label_scheme(Path(labels)) if labels else scheme_from_references(pairs)
     write_unmatched(Path(output), unmatched)
     inputs = {"predictions": str(predictions), "references": str(references), "sampling_unit": "case"}
-    evaluation = _evaluate(pairs, scheme, EvaluateConfig(), Path(output), "evaluate", inputs, 0)  # type: ignore[call-arg]
+    settings = EvaluateConfig()  # type: ignore[call-arg]
+    evaluation = _evaluate(pairs, scheme, settings, Path(output), "evaluate", inputs, 0, redo=redo)
     return int(_failed(evaluation))
 
 
@@ -140,9 +158,12 @@ def _evaluate(
     spacing_mm: tuple[float, float, float] | None = None,
     redo: bool = False,
 ) -> Evaluation:
-    """Measure and write one evaluation, or read the one that stands there where nothing has changed."""
+    """Measure and write one evaluation, or leave the one that stands there where nothing has changed.
+
+    Returns: what stands in the tables, as a later run would read it, so that rounded figures meet rounded ones.
+    """
     record = StageRecord(folder, inputs | _read_by_all(pairs, scheme, settings, seed))
-    if record.unchanged() and not redo:
+    if record.unchanged() and _stand(folder, TABLES) and not redo:
         say(f"{title}: unchanged, skipped")
         return load_evaluation(folder)
     evaluation = evaluate_cases(pairs, scheme, settings, spacing_mm, title)
@@ -152,7 +173,11 @@ def _evaluate(
     record.write("evaluate", seed, evaluation.counts, measures=[m.as_dict() for m in evaluation.measures])
     say(summary_text(title, evaluation, summary))
     say(f"{title}: {folder / 'summary.csv'} and {folder / 'per_case.csv'}")
-    return evaluation
+    return load_evaluation(folder)
+
+
+def _stand(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).is_file() for name in names)
 
 
 def _read_by_all(pairs: Sequence[Pair], scheme: LabelScheme, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
@@ -167,8 +192,8 @@ def _read_by_all(pairs: Sequence[Pair], scheme: LabelScheme, settings: EvaluateC
 
 def _hash(path: Path | None) -> str:
     try:
-        return file_sha256(path) if path else ""
-    except OSError:
+        return images_sha256([path]) if path else ""
+    except (CaseError, OSError):
         return "unreadable"
 
 

@@ -22,7 +22,7 @@ def bring_if_missing(config: RunConfig) -> None:
     data = config.data
     if data.name not in DATASETS or data.root is None:
         return
-    if not data.root.exists() or (data.root == Path("data") / data.name and _cut_short(data)):
+    if data.root == Path("data") / data.name and (not data.root.exists() or _cut_short(data)):
         fetch_dataset(data.name, data.root)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from medseg.core.errors import CaseError, ConfigError, ModelFileError, StageError
 from medseg.core.labels import LabelScheme
+from medseg.core.manifest import Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
 from medseg.inference.bundle import Bundle, read_bundle
@@ -24,10 +25,18 @@ def run(config: RunConfig, redo: bool = False) -> int:
     if not scans:
         raise ConfigError(f"{manifest.path} has no case of split {' or '.join(settings.split)}; name another in `predict.split`.")
     hashes = {scan.case_id: _hash(scan) for scan in scans}
-    return max(_predict(config, name, settings, scans, hashes, redo) for name in config.model_names)
+    return max(_predict(config, name, settings, manifest, scans, hashes, redo) for name in config.model_names)
 
 
-def _predict(config: RunConfig, name: str, settings: PredictConfig, scans: list[Scan], hashes: dict[str, str], redo: bool) -> int:
+def _predict(
+    config: RunConfig,
+    name: str,
+    settings: PredictConfig,
+    manifest: Manifest,
+    scans: list[Scan],
+    hashes: dict[str, str],
+    redo: bool,
+) -> int:
     path, output, spacing_mm = (
         config.folder("train", name) / "model.medseg",
         config.folder("predict", name),
@@ -37,6 +46,7 @@ def _predict(config: RunConfig, name: str, settings: PredictConfig, scans: list[
         raise StageError(f"{path} does not exist; run `medseg train` first.")
     bundle = read_bundle(path)
     _check_labels(bundle, config.labels, path)
+    _check_channels(bundle, manifest, path)
     inputs: dict[str, Any] = {
         "options": options_of(bundle, settings.engine, spacing_mm),
         "split": settings.split,
@@ -72,6 +82,13 @@ def _check_labels(bundle: Bundle, labels: LabelScheme, path: Path) -> None:
     if trained != now:
         text = ", ".join(f"{name} ({number})" for name, number in trained)
         raise ModelFileError(f"{path} was trained for other structures, {text}; train again or restore `structures`.")
+
+
+def _check_channels(bundle: Bundle, manifest: Manifest, path: Path) -> None:
+    """Channels in another order would be segmented without complaint, and wrongly."""
+    if list(manifest.channels) != bundle.plan.channels:
+        takes, has = ", ".join(bundle.plan.channels), ", ".join(manifest.channels)
+        raise ModelFileError(f"{path} takes the channels {takes} and the manifest has {has}; order and name its columns so.")
 
 
 def _counts(records: list[Record]) -> dict[str, int]:

@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from medseg.core.cases import map_cases
-from medseg.core.errors import ConfigError, StageError, UnreadableError
-from medseg.core.files import file_sha256, json_sha256, write_text
+from medseg.core.errors import ConfigError, StageError
+from medseg.core.files import json_sha256, remove, write_text
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
 from medseg.core.volume import Volume
+from medseg.data.normalise import require_finite
 from medseg.data.preprocess import Preprocessing
 from medseg.data.store import PreparedStore
 from medseg.data.transforms import LoadVolumed, apply, training_transform
+from medseg.inference.scans import images_sha256
 from medseg.models.registry import parse_models
 from medseg.planning.config import PlanConfig
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, measure
@@ -47,6 +49,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
         "plan": settings.model_dump(exclude={"workers"}),
         "data": {"modality": data.modality, "spacing_mm": data.spacing_mm},
         "labels": scheme.model_dump(),
+        "channels": manifest.channels,
         "models": {
             name: {"architecture": m.architecture, "options": m.options.model_dump(mode="json")} for name, m in models.items()
         },
@@ -63,6 +66,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     _all_or_stop(measured)
     fingerprint = _together([o.result for o in measured if o.result is not None])
     plan = make_plan(fingerprint, settings, scheme, manifest.channels, data.modality, inputs["models"])  # type: ignore[arg-type]
+    remove(record.path)  # until all is written anew, what stands here is a mixture and not finished
     write_text(config.folder("prepare") / "fingerprint.json", fingerprint.model_dump_json(indent=2) + "\n")
     plan.save(config.folder("prepare") / "plan.json")
     _tell(plan)
@@ -80,9 +84,10 @@ class Measured:
 
 
 def measure_case(case: Case, scheme: LabelScheme, spacing_mm: Spacing) -> Measured:
-    """Read one case on its own grid and measure it."""
+    """Read one case on its own grid and measure it. Raises: CaseError."""
     loaded = LoadVolumed(["image", "label"], ("label",), scheme, spacing_mm)({"image": case.images, "label": case.label})
     volume = Volume(np.asarray(loaded["image"]), loaded["image_grid"])
+    require_finite(volume.array, case.case_id)
     return Measured(measure(volume, np.asarray(loaded["label"])[0], scheme), len(volume.array))
 
 
@@ -108,10 +113,7 @@ class StoreCase:
 
 
 def _hash_case(case: Case) -> list[str]:
-    try:
-        return [file_sha256(path) for path in (*case.images, case.label) if path is not None]
-    except OSError as error:
-        raise UnreadableError(f"{error.filename} cannot be read ({error.strerror}); mend the path or remove the row.") from None
+    return [images_sha256([path]) for path in (*case.images, case.label) if path is not None]
 
 
 def _together(measured: list[Measured]) -> Fingerprint:

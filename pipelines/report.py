@@ -8,8 +8,9 @@ from typing import Any
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256
 from medseg.core.progress import say
-from medseg.core.record import StageRecord, commit
-from medseg.reporting.collect import Facts, collect_folders, collect_run
+from medseg.core.record import StageRecord, read_record
+from medseg.inference.config import PredictConfig
+from medseg.reporting.collect import OF_EACH_MODEL, STAGES, Facts, collect_folders, collect_run
 from medseg.reporting.config import ReportConfig
 from medseg.reporting.html import write_report
 from pipelines.config import RunConfig
@@ -23,6 +24,8 @@ READ = (
     "predict/*/predictions.csv",
     "train/*/log.csv",
     "train/*/schedule.json",
+    *(f"{stage}/stage.json" for stage in STAGES),
+    *(f"{stage}/*/stage.json" for stage in OF_EACH_MODEL),
 )
 
 
@@ -38,12 +41,14 @@ def run(config: RunConfig, redo: bool = False) -> int:
         raise ConfigError(
             f"{config.path}: report: `channel`: the manifest has no channel `{settings.channel}` (it has: {known})."
         )
-    facts = Facts(data.name, data.note, data.citation, data.licence, data.sampling_unit, data.spacing_mm)
+    splits = tuple(config.section("predict", PredictConfig).split)
+    facts = Facts(data.name, data.note, data.citation, data.licence, data.sampling_unit, data.spacing_mm, splits)
     folder = config.folder("report")
     inputs: dict[str, Any] = {
         "report": settings.model_dump(),
         "data": data.model_dump(mode="json"),
         "labels": config.labels.model_dump(),
+        "splits": splits,
         "models": config.model_names,
         "cases": [[c.case_id, c.split, *map(str, c.images), str(c.label or "")] for c in manifest.cases],
         "files": {
@@ -71,9 +76,11 @@ def run(config: RunConfig, redo: bool = False) -> int:
 
 
 def _commands(config: RunConfig) -> tuple[str, ...]:
-    """What to type to make the run again: the code that made it, then the run."""
-    code = (commit() or "").rstrip("+")
-    return (*((f"git checkout {code}", "make setup") if code else ()), f"medseg run {config.path}")
+    """What to type to make the run again: the code that trained it, where one clean commit holds it, then the run."""
+    commits = {str((read_record(config.folder("train", model)) or {}).get("commit") or "") for model in config.model_names}
+    code = commits.pop() if len(commits) == 1 else ""
+    checkout = (f"git checkout {code}", "make setup") if code and not code.endswith("+") else ()
+    return (*checkout, f"medseg run {config.folder('config.yaml')}")
 
 
 def report_folders(folders: list[Path], output: Path | None = None) -> Path:

@@ -22,13 +22,14 @@ def run(config: RunConfig, redo: tuple[str, ...] = ()) -> int:
     start = time.monotonic()
     worst = 0
     bring_if_missing(config)
-    config.save()
     for number, stage in enumerate(STAGES, start=1):
         say(f"── {number}/{len(STAGES)} {stage} " + "─" * (60 - len(stage)))
         code = importlib.import_module(f"pipelines.{stage}").run(config, redo=stage in redo)
         if code == 2:
             return 2
         worst = max(worst, code)
+        if stage == "train":
+            config.save()  # now that no training was refused: the folder's results and its configuration belong together
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     say(f"── done in {minutes} min {seconds:02d} s " + "─" * 45)
     say(f"report: {config.folder('report') / 'report.html'}")

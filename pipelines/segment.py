@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medseg.core.config import parse
+from medseg.data.config import DataConfig
 from medseg.inference.config import EngineConfig
 from medseg.inference.segment import exit_code, segment_folder
 
@@ -32,4 +33,5 @@ def segment(
     """
     asked = {"overlap": overlap, "mirror": mirror, "device": device, "precision": precision, "batch": batch, "workers": workers}
     settings = parse(EngineConfig, asked, "segment")
+    spacing_mm = parse(DataConfig, {"spacing_mm": spacing_mm}, "segment").spacing_mm
     return exit_code(segment_folder(model, input, output, settings, spacing_mm, redo))

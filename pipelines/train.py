@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import StageError
-from medseg.core.files import write_json
+from medseg.core.files import file_sha256, write_json
 from medseg.core.progress import say
-from medseg.core.record import StageRecord
+from medseg.core.record import StageRecord, read_record
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import Bundle, Description, write_bundle
 from medseg.inference.card import fingerprint_ranges, model_card
@@ -45,6 +45,8 @@ def run(config: RunConfig, redo: bool = False) -> int:
     Raises: StageError where a finished or half-done training was made from other inputs.
     """
     settings = config.section("training", TrainingConfig)
+    if read_record(config.folder("prepare")) is None:
+        raise StageError(f"{config.folder('prepare')} is not finished; run `medseg prepare` first.")
     plan = Plan.load(config.folder("prepare") / "plan.json")
     jobs = [_job(config, name, model, settings, plan) for name, model in parse_models(config.models, str(config.path)).items()]
     records = [StageRecord(job.folder, _inputs(job)) for job in jobs]
@@ -87,12 +89,18 @@ def _inputs(job: Job) -> dict[str, Any]:
     cases |= {case_id: ["val", job.store.key(case_id)] for case_id in job.val_ids}
     return {
         "training": job.settings.model_dump(mode="json", exclude=FREE_SETTINGS),
-        "model": {"architecture": job.architecture, "options": job.options},
+        "model": {"architecture": job.architecture, "options": job.options, "weights_sha256": _weights_sha256(job.options)},
         "plan": job.plan.model_dump(mode="json", exclude={"models", "reasons"}),
         "labels": job.labels.model_dump(mode="json"),
         "seed": job.seed,
         "cases": cases,
     }
+
+
+def _weights_sha256(options: dict[str, Any]) -> str | None:
+    """The hash of the pretrained weights that a model starts with, if any."""
+    weights = options.get("weights")
+    return file_sha256(Path(weights)) if weights and Path(weights).is_file() else None
 
 
 def _refuse_other_inputs(job: Job, record: StageRecord) -> None:
@@ -149,7 +157,7 @@ def _bundle(config: RunConfig, job: Job, trained: Trained) -> Bundle:
     description = Description(
         model=job.name,
         architecture=job.architecture,
-        options=job.options,
+        options=job.options | ({"weights": Path(weights).name} if (weights := job.options.get("weights")) else {}),
         plan=job.plan.model_copy(update={"models": {}}),
         labels=job.labels,
         fingerprint=_fingerprint(config.folder("prepare") / "fingerprint.json"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medseg.core.errors import ConfigError
 
@@ -19,6 +19,7 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=BaseModel)
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def parse(section: type[S], content: Any, where: str) -> S:
     try:
         return section.model_validate({} if content is None else content)
     except ValidationError as error:
-        problems = "; ".join(_problem(section, detail) for detail in error.errors())
+        # What follows a semicolon is the cure, in every sentence of ours.
+        problems = ", and ".join(_problem(section, detail) for detail in error.errors())
         raise ConfigError(f"{where}: {problems}.") from None
 
 

@@ -1,4 +1,4 @@
-"""Writing whole files or none, and telling files and settings apart by their hashes."""
+"""Finding files, writing whole files or none, and telling files and settings apart by their hashes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.core.errors import MedsegError, OutputError
+from medseg.core.errors import MedsegError, OutputError, UnreadableError
 
 # EEXIST and ENOTDIR: a file stands where a folder should be made.
 UNWRITABLE = {
@@ -56,6 +57,45 @@ def _full(folder: Path) -> str | None:
         return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < FULL_BYTES else None
     except OSError:
         return None
+
+
+def remove(path: Path) -> None:
+    """Remove a file where there is one. Raises: OutputError where it cannot be removed."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be removed ({error.strerror}); remove it or choose another output.") from error
+
+
+def files_below(place: Path) -> Iterator[Path]:
+    """Every file of a folder tree, through links too; hidden files and folders are left out.
+
+    A link whose target is missing is named as well: it is for the caller to say so. A folder that several links lead to, or a
+    link to a folder above it, is gone through once.
+
+    Raises: UnreadableError where a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UnreadableError(f"{error.filename} cannot be read ({error.strerror}); mend it or move it elsewhere.") from None
+
+    seen = {os.path.realpath(place)}
+    for folder, folders, files in os.walk(place, onerror=refuse, followlinks=True):
+        real = {name: os.path.realpath(Path(folder, name)) for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = []
+        for name, target in real.items():
+            if target not in seen:
+                seen.add(target)
+                folders.append(name)
+        yield from (path for name in sorted(files) if not name.startswith(".") and _may_be_file(path := Path(folder, name)))
+
+
+def _may_be_file(path: Path) -> bool:
+    """False for pipes and devices; a link to nothing passes for a file, since nobody can look."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def write_text(path: Path, text: str) -> None:

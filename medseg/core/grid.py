@@ -43,7 +43,7 @@ class Grid:
     @classmethod
     def pixels(cls, shape: tuple[int, ...]) -> Grid:
         """The grid of a picture that states no physical size: unit spacing, not physical."""
-        return cls((*shape, 1)[:3] if len(shape) == 2 else shape, np.eye(4), physical=False)  # type: ignore[arg-type]
+        return cls((*shape, 1)[:3], np.eye(4), physical=False)  # type: ignore[arg-type]
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -97,8 +97,9 @@ class Grid:
         return Grid(tuple(self.shape[a] for a in voxel_axis), self.affine @ matrix, self.physical)  # type: ignore[arg-type]
 
     def respaced(self, spacing: tuple[float, float, float]) -> Grid:
-        """The same field of view with another voxel size; at least one voxel along each axis."""
-        old, new = np.asarray(self.spacing), np.asarray(spacing, float)
+        """The same field of view with another voxel size; an axis one voxel thick keeps its own, having nothing to interpolate."""
+        old = np.asarray(self.spacing)
+        new = np.where(np.asarray(self.shape) == 1, old, spacing)
         shape = np.maximum(1, np.round(np.asarray(self.shape) * old / new)).astype(int)
         affine = self.affine.copy()
         affine[:3, :3] = self.directions * new

@@ -23,7 +23,7 @@ class Structure(Section):
         id: the value that we write for it.
         values: the values that reference files hold for it; by default its id; `nonzero` for all that are not 0.
         prediction_values: the same for masks made by another tool; by default its id.
-        paired_with: the structure on the other side of the body, swapped when a picture is mirrored.
+        paired_with: the structure on the other side of the body; where a pair is declared, no picture is mirrored left to right.
         code: a coded term, such as {scheme: SCT, value: "10200004", meaning: Liver}.
     """
 
@@ -81,9 +81,10 @@ class LabelScheme(Section):
         present = np.unique(values)
         if unknown := [int(v) for v in present if int(v) not in table and other is None]:
             known = ", ".join(str(v) for v in sorted(table))
+            places = "`prediction_values`" if prediction else "`structures`, `background_values`"
             raise LabelError(
                 f"{where}: label values {_some(unknown)} are not in the label scheme (known: {known}); "
-                "add them to `structures`, `background_values` or `ignore_values`."
+                f"add them to {places} or `ignore_values`."
             )
         classes = np.array([table.get(int(v), other) for v in present], dtype=np.uint8)
         return classes[np.searchsorted(present, values)]
@@ -95,8 +96,7 @@ class LabelScheme(Section):
 
     def _table(self, prediction: bool) -> tuple[dict[int, int], int | None]:
         """Class of each known value, and the class of any other value (None: there must be no other)."""
-        # Our own masks hold 0 for the background whatever the reference files hold.
-        table = {0: 0} if prediction else dict.fromkeys(self.background_values, 0)
+        table = dict.fromkeys(self._prediction_background() if prediction else self.background_values, 0)
         table |= dict.fromkeys(self.ignore_values, IGNORE)
         if not prediction and (both := set(self.background_values) & set(self.ignore_values)):
             raise ValueError(f"the value {min(both)} is both background and ignored")
@@ -118,6 +118,18 @@ class LabelScheme(Section):
                     )
                 table[value] = index
         return table, other
+
+    def _prediction_background(self) -> set[int]:
+        """Values of the background in predictions: 0 in our own masks, whatever the reference files hold.
+
+        Where a structure has `prediction_values`, another tool made the masks, perhaps in the references' coding: then
+        `background_values` and 0 are background, as far as no structure claims them.
+        """
+        named = [s.prediction_values for s in self.structures if s.prediction_values is not None]
+        if not named or "nonzero" in named:
+            return {0}
+        claimed = {v for s in self.structures for v in ([s.id] if s.prediction_values is None else s.prediction_values)}
+        return {0, *self.background_values} - claimed
 
 
 def load_label_scheme(path: Path) -> LabelScheme:

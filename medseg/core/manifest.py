@@ -96,6 +96,8 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise ManifestError(f"{path} does not exist; make it with `medseg manifest IMAGES LABELS`.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
         raise ManifestError(f"{path} is not a readable CSV table ({' '.join(str(error).split())}); correct it.") from None
+    if rows.empty:
+        raise ManifestError(f"{path} has no rows; write the names of its columns and one row for each case.")
     names = [str(name).strip().removeprefix("\ufeff") for name in rows.iloc[0]]
     table = rows.iloc[1:].set_axis(names, axis="columns")
     image_columns = ["image"] if "image" in names else [c for c in names if c.startswith("image_")]

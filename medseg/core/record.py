@@ -44,15 +44,6 @@ class StageRecord:
         before = self.previous()
         return before is not None and before.get("inputs_sha256") == json_sha256(self.inputs)
 
-    def changes(self) -> list[str]:
-        """The keys whose inputs differ from the finished stage's; empty where there is none."""
-        before = (self.previous() or {}).get("inputs", {})
-        return [
-            key
-            for key in sorted({*before, *self.inputs})
-            if before and before.get(key) != json.loads(_json(self.inputs.get(key)))
-        ]
-
     def write(self, stage: str, seed: int | None = None, counts: dict[str, int] | None = None, **facts: Any) -> None:
         """Say that the stage has finished. Written last, so a stage cut short is done again."""
         write_json(
@@ -118,7 +109,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from medseg.core.errors import ManifestError
+from medseg.core.files import files_below
 from medseg.io.formats import SCAN_SUFFIXES, case_name, is_scan
 
 LABEL_SUFFIX = re.compile(r"[_-](seg|segmentation|mask|masks|label|labels|gt|manual)$", re.IGNORECASE)
@@ -37,16 +38,19 @@ def build_manifest(images: Path, labels: Path) -> ManifestDraft:
     """Match scans and labels by name, below both folders.
 
     `p01_seg`, `p01_mask` or `p01_label` is the label of `p01`; `p01_0000` and `p01_0001` are its channels where no label has
-    those very names. The two folders may be one, in which the labels are the files with such an ending.
+    those very names. The two folders may be one, in which the labels are the files with such an ending; that of the labels may
+    lie in that of the scans.
 
     Raises: ManifestError where a folder is missing or holds no scan, nothing matches, two files claim one case, or the cases
-        have different channels.
+        have different channels; UnreadableError where a folder cannot be read.
     """
     images, labels = Path(images).resolve(), Path(labels).resolve()
     image_files, label_files = _scans(images), _scans(labels)
     if images == labels:
         label_files = [path for path in label_files if LABEL_SUFFIX.search(case_name(path))]
-        image_files = [path for path in image_files if path not in set(label_files)]
+    if labels.is_relative_to(images):
+        taken = set(label_files)
+        image_files = [path for path in image_files if path not in taken]
     by_case = _by_case(label_files)
     channels: dict[str, dict[str, Path]] = defaultdict(dict)
     unmatched = []
@@ -76,7 +80,7 @@ def build_manifest(images: Path, labels: Path) -> ManifestDraft:
 def _scans(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ManifestError(f"{folder} is not a folder; give the folder of the scans and the folder of their labels.")
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and is_scan(path))
+    found = sorted(path for path in files_below(folder) if is_scan(path))
     if not found:
         raise ManifestError(f"{folder} holds no scan; give a folder with files of the kinds {', '.join(SCAN_SUFFIXES)}.")
     return found

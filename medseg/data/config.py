@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from medseg.core.config import Section
+from medseg.core.config import Millimetres, Section
 
 SamplingUnit = Literal["patient", "tile", "slice", "image"]
 Modality = Literal["ct", "mr", "microscopy", "rgb", "other"]
@@ -20,7 +20,8 @@ class DataConfig(Section):
         name: the data set; by default the run's name.
         root: what the manifest's paths count from; by default `data/<name>`, where `medseg fetch` puts it.
         manifest: the CSV of cases; by default `data_manifests/<name>.csv`.
-        spacing_mm: voxel size along X, Y, Z for files that state none; without it their lengths are pixels.
+        spacing_mm: voxel size along X, Y, Z for files that state none (a single slice is 1 mm thick); without it their lengths
+            are pixels.
         sampling_unit: what intervals are over: patients, or tiles, slices or images where nobody is named.
         modality: decides how intensities are normalised; a list gives one for each channel.
         val_fraction, test_fraction: shares of the patients (or units) drawn where the manifest's `split` is empty.
@@ -31,7 +32,7 @@ class DataConfig(Section):
     name: str = ""
     root: Path | None = None
     manifest: Path | None = None
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
     sampling_unit: SamplingUnit = "patient"
     modality: Modality | list[Modality] = "other"
     val_fraction: float = Field(0.1, gt=0, lt=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -54,10 +55,13 @@ def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
         image: (C, X, Y, Z) float32.
         channels: one Normalisation a channel; a joint rule stands for all.
         where: the case, for the error.
+    Returns: (C, X, Y, Z) float32; a constant channel beside others that are not (an empty dye) is 0 where its own voxels would
+        have scaled it.
     Raises: IntensityError for NaN or infinite voxels and for a constant image.
     """
-    if not np.isfinite(image).all():
-        raise IntensityError(f"{where} holds {int((~np.isfinite(image)).sum())} NaN or infinite voxels; replace them.")
+    require_finite(image, where)
+    if all(channel.min() == channel.max() for channel in image):
+        raise IntensityError(f"{where} is constant: every voxel holds the same value; check the file or remove the case.")
     if len(channels) != len(image):
         raise IntensityError(
             f"{where} has {len(image)} channels where the plan expects {len(channels)}; give the channels it was planned for."
@@ -67,17 +71,23 @@ def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
     return np.stack([_one(c, rule, where) for c, rule in zip(image, channels, strict=True)])
 
 
+def require_finite(image: Image, where: str) -> None:
+    """Raises: IntensityError where some voxels are NaN or infinite."""
+    if n_bad := image.size - int(np.count_nonzero(np.isfinite(image))):
+        raise IntensityError(f"{where} holds {n_bad} NaN or infinite voxels; replace them.")
+
+
 def _one(channel: Image, rule: FixedNormalisation | CaseNormalisation, where: str) -> Image:
     if isinstance(rule, FixedNormalisation):
         return ((np.clip(channel, rule.low, rule.high) - rule.mean) / rule.std).astype(np.float32)
-    return _by_case(channel, rule, where)
+    return np.zeros_like(channel) if channel.min() == channel.max() else _by_case(channel, rule, where)
 
 
 def _by_case(image: Image, rule: CaseNormalisation, where: str) -> Image:
     inside = image != 0 if rule.nonzero else None
     voxels = image[inside] if inside is not None else image
-    if voxels.size == 0 or voxels.min() == voxels.max():
-        raise IntensityError(f"{where} is constant: every voxel holds the same value; check the file or remove the case.")
+    if voxels.min() == voxels.max():  # of a channel that is not constant, so there are zeros around them
+        raise IntensityError(f"{where} is constant where it is not 0; check the file or remove the case.")
     if rule.clip:
         low, high = np.percentile(thinned(voxels), [LOW_PERCENTILE, HIGH_PERCENTILE])
         # A picture that is almost all background has equal percentiles; then its outliers are the signal.
@@ -94,4 +104,8 @@ def _by_case(image: Image, rule: CaseNormalisation, where: str) -> Image:
 def thinned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """At most half a million of the values, evenly spread: enough for a percentile, the same every time."""
     flat = values.reshape(-1)
-    return flat[:: max(1, flat.size // MOST_VOXELS_FOR_PERCENTILES)]
+    step = -(-flat.size // MOST_VOXELS_FOR_PERCENTILES) or 1
+    # A step that shares a factor with the picture's sides would take whole slices and leave others out.
+    while math.gcd(step, flat.size) > 1 and step > 1:
+        step += 1
+    return flat[::step]

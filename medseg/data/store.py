@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core.errors import StageError
-from medseg.core.files import atomic_path, write_json
+from medseg.core.files import atomic_path, remove, write_json
 from medseg.core.labels import IGNORE
 
 MOST_COORDINATES = 10_000  # of each class in each case; enough to aim patches at, small enough to keep in memory
@@ -49,7 +50,7 @@ class PreparedStore:
     def write(self, case_id: str, key: str, image: Any, classes: Any) -> None:
         """Store a case; `case.json`, written last, says that it is whole."""
         folder = self.folder / case_id
-        (folder / "case.json").unlink(missing_ok=True)
+        remove(folder / "case.json")
         for name, array in (("image", image), ("classes", classes)):
             with atomic_path(folder / f"{name}.npy") as path, open(path, "wb") as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
@@ -61,11 +62,13 @@ class PreparedStore:
         """The stored case. Raises: StageError where it is missing or damaged."""
         folder = self.folder / case_id
         try:
-            image = np.load(folder / "image.npy", mmap_mode="r", allow_pickle=False)
-            classes = np.load(folder / "classes.npy", mmap_mode="r", allow_pickle=False)
-            with np.load(folder / "foreground.npz", allow_pickle=False) as arrays:
+            if self.key(case_id) is None:
+                raise ValueError("its case.json cannot be read")
+            image, classes = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in ("image", "classes"))
+            # Opened here: on a damaged file numpy would leave its own open.
+            with open(folder / "foreground.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 foreground = {int(k): arrays[k] for k in arrays.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise StageError(
                 f"{folder}: the prepared case is missing or damaged ({error}); run `medseg prepare` again."
             ) from None

@@ -31,11 +31,6 @@ class Pair:
     prediction: Path | None
     reason: str = ""
 
-    @property
-    def unit(self) -> str:
-        """Whom resampling draws: the patient, or the case where none is named."""
-        return self.patient_id or self.case_id
-
 
 @dataclass(frozen=True)
 class Unmatched:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medseg.core.errors import UnreadableError
-from medseg.core.files import file_sha256
+from medseg.core.files import file_sha256, files_below
 from medseg.io.formats import SCAN_SUFFIXES, case_name, is_scan
 
 HEADERS = (".mhd", ".nhdr")  # text headers whose voxels stand in a file of their own, named in a field
@@ -40,13 +40,13 @@ def find_scans(place: Path, channels: Sequence[str]) -> list[Scan]:
     A model of one image file a case takes each file as a case. One of several takes `<case>_<channel>` or `<case>_0000`,
     `<case>_0001` (nnU-Net's names) together.
 
-    Raises: UnreadableError where the place does not exist or holds no scan.
+    Raises: UnreadableError where the place does not exist or holds no scan, or a folder in it cannot be read.
     """
     place = Path(place)
     if place.is_file():
         files = [place] if len(channels) == 1 else [p for p in sorted(place.parent.iterdir()) if p.is_file() and is_scan(p)]
     elif place.is_dir():
-        found = [p for p in place.rglob("*") if p.is_file() and not _hidden(p.relative_to(place))]
+        found = list(files_below(place))
         voxels = {file for path in found for file in scan_files([path])[1:]}
         files = sorted(path for path in found if path not in voxels)
     else:
@@ -71,7 +71,8 @@ def images_sha256(images: Sequence[Path]) -> str:
     try:
         hashes = [file_sha256(path) for path in scan_files(images)]
     except FileNotFoundError as error:
-        raise UnreadableError(f"{error.filename} does not exist; mend its path or remove the case.") from None
+        what = "is a link to a file that does not exist" if Path(error.filename).is_symlink() else "does not exist"
+        raise UnreadableError(f"{error.filename} {what}; mend its path or remove the case.") from None
     except OSError as error:
         raise UnreadableError(f"{error.filename} cannot be read ({error.strerror}); mend it or remove the case.") from None
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
@@ -125,10 +126,6 @@ def _refuse_same_names(scans: list[Scan], place: Path) -> list[Scan]:
             scan = replace(scan, reason=f"two scans would have the same name `{scan.case_id}` (the other is {twin}); rename one")
         result.append(scan)
     return result
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _voxel_file(image: Path) -> Path | None:

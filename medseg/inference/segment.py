@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 import medseg
 from medseg.core.cases import Outcome, map_cases
 from medseg.core.errors import CaseError, ConfigError
-from medseg.core.files import file_sha256, json_sha256, write_json, write_text
+from medseg.core.files import file_sha256, json_sha256, remove, write_json, write_text
 from medseg.core.progress import say
 from medseg.core.volume import LabelMap
 from medseg.inference.bundle import Bundle, read_bundle
@@ -92,7 +92,7 @@ class SegmentScan:
         }
         before = None if self.redo else read_record(self.output, scan.case_id)
         if before is not None and stands(before, self.output) and all(getattr(before, k) == v for k, v in made_from.items()):
-            return before
+            return replace(before, input=shown(scan, self.root))  # its folder may have moved
         model = _loaded(self.model, self.model_sha256, self.settings, self.threads)
         classes = predict_case(model, scan.images, self.settings, self.spacing_mm, scan.case_id)
         values = model.bundle.labels.decode(classes.array)
@@ -167,7 +167,7 @@ def segment_scans(
     threads = max(1, (os.cpu_count() or 1) // settings.workers) if settings.workers > 1 else None
     job = SegmentScan(Path(model), bundle.sha256, options, settings, Path(root), output, spacing_mm, redo, threads)
     # The table is there only when the whole list has been gone through; meanwhile the records stand.
-    (output / "predictions.csv").unlink(missing_ok=True)
+    remove(output / "predictions.csv")
     records = {scan: job.failure(scan, scan.reason) for scan in scans if scan.reason or scan.skipped}
     for scan in records:
         forget(output, scan.case_id)
@@ -235,8 +235,8 @@ def forget(output: Path, case_id: str) -> None:
     """Remove a case's record and the mask that it names: a mask must not outlive the success that it stands for."""
     record = read_record(output, case_id)
     if record is not None and record.output:
-        (output / Path(record.output).name).unlink(missing_ok=True)
-    _record_path(output, case_id).unlink(missing_ok=True)
+        remove(output / Path(record.output).name)
+    remove(_record_path(output, case_id))
 
 
 def shown(scan: Scan, root: Path) -> str:
@@ -249,13 +249,13 @@ def _record_path(output: Path, case_id: str) -> Path:
 
 
 def _never_over_a_scan(scans: Sequence[Scan], output: Path) -> None:
-    inputs = {path.resolve() for scan in scans for path in scan.images}
+    inputs = {os.path.realpath(path) for scan in scans for path in scan.images}
     for scan in scans:
         try:
             mask = output / label_name(scan.case_id, scan.images[0])
         except CaseError:
             continue  # a suffix that no writer knows; the case becomes a row that says so
-        if mask.resolve() in inputs:
+        if os.path.realpath(mask) in inputs:
             raise ConfigError(f"the mask of {scan.case_id} would replace the scan {mask}; choose another output folder.")
 
 

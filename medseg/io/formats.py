@@ -45,7 +45,6 @@ FORMATS: dict[str, Format] = {
     ".tiff": _TIFF,
 }
 SCAN_SUFFIXES: tuple[str, ...] = tuple(FORMATS)
-READERS: dict[str, Callable[[Path, bool], Picture]] = {suffix: row.read for suffix, row in FORMATS.items()}
 # Label maps are single files that are written whole, never a header with its voxels elsewhere, nor with loss.
 WRITERS: dict[str, Callable[[Array, Path], bytes]] = {
     suffix: row.encode for suffix, row in FORMATS.items() if suffix not in (".nhdr", ".mhd", ".jpg", ".jpeg")
@@ -194,8 +193,8 @@ def _reading(path: Path) -> Iterator[Format]:
 
 
 def _read(path: Path, as_labels: bool, spacing_mm: Spacing) -> Picture:
-    with _reading(path):
-        picture = READERS[_suffix(path)](Path(path), as_labels)
+    with _reading(path) as row:
+        picture = row.read(Path(path), as_labels)
     return Picture(picture.array, _stated(picture.grid, spacing_mm, path))
 
 
@@ -204,7 +203,9 @@ def _stated(grid: Grid, spacing_mm: Spacing, path: Path) -> Grid:
     if spacing_mm is None:
         return grid
     if not grid.physical:
-        return Grid(grid.shape, np.diag([*spacing_mm, 1.0]))
+        # A single slice is 1 mm thick whoever states its pixels, here or a TIFF: its volume in cubic mm is its area.
+        x, y, z = spacing_mm
+        return Grid(grid.shape, np.diag([x, y, 1.0 if grid.planar else z, 1.0]))
     axes = 2 if grid.planar else 3  # what a single slice has across it is seldom stated
     if not np.allclose(grid.spacing[:axes], spacing_mm[:axes], rtol=STATED_SPACING_TOLERANCE, atol=0):
         file, config = (" x ".join(f"{v:g}" for v in s[:axes]) for s in (grid.spacing, spacing_mm))

@@ -110,7 +110,7 @@ def _grid(header: _Header) -> Grid:
         raise UnreadableError(f"{path} is a {n}D file ({shape}) and not one 2D or 3D picture; save the one to segment alone.")
     spacing = header.numbers(SPACING, n)
     if spacing is None:
-        return Grid.pixels((*sizes, 1)[:3])
+        return Grid.pixels(sizes)
     axes = min(n, 3)
     # The field lists the directions of the axes one after the other; in the affine they are columns.
     matrix = header.numbers(DIRECTION, n * n)

@@ -164,7 +164,7 @@ def _grid(header: _Header) -> Grid:
     affine[:3, :3], affine[:3, 3] = _directions(header)
     physical = any(name in header.fields for name in ("space directions", "spacings")) and bool(np.isfinite(affine).all())
     if not physical:
-        return Grid.pixels((*shape, 1)[:3])
+        return Grid.pixels(shape)
     flips = TO_RAS.get(str(header.fields.get("space", "")).lower(), LPS_TO_RAS)
     affine[:3] *= np.asarray(flips, float)[:, None]
     # Minus zero would print oddly and is no other place.

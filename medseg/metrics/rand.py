@@ -28,7 +28,8 @@ def adapted_rand_error(reference: Mask, prediction: Mask, ignored: Mask | None =
     if not outside.any():
         return math.nan
     cells, _ = ndimage.label(outside)
-    predicted_cells, _ = ndimage.label(~prediction)
+    # Ignored pixels must not join predicted cells either: they are no membrane, whatever the prediction holds there.
+    predicted_cells, _ = ndimage.label(~prediction if ignored is None else ~prediction & ~ignored)
     # Two 2D pictures of one pixel, or cells of one pixel each, hold no pair; scikit-image then divides 0 by 0.
     with np.errstate(invalid="ignore", divide="ignore"):
         error, _, _ = scikit_image_error(cells, predicted_cells)

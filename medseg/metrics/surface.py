@@ -13,6 +13,8 @@ from medseg.metrics.elements import element_sizes, neighbourhood_codes
 Array = npt.NDArray[Any]
 Sizes = npt.NDArray[np.float64]
 
+ROUNDING = 1e-4  # relative; a header's rounded spacing must not put a surface out of reach that lies just within it
+
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
@@ -88,6 +90,7 @@ def _percentile(distances: Sizes, sizes: Sizes, percentile: float) -> float:
 
 def surface_dice(distances: SurfaceDistances, tolerance: float) -> float:
     """Share of both surfaces, by area, lying within `tolerance` of each other (Nikolov et al. 2018)."""
+    tolerance *= 1 + ROUNDING
     within = distances.reference_sizes[distances.from_reference <= tolerance].sum()
     within += distances.prediction_sizes[distances.from_prediction <= tolerance].sum()
     return float(within / (distances.reference_sizes.sum() + distances.prediction_sizes.sum()))

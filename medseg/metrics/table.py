@@ -14,7 +14,8 @@ from medseg.metrics.surface import hausdorff, surface_dice
 
 UnitKind = Literal["", "length", "size"]  # a share; mm or pixels; ml, mm2, pixels or voxels
 Better = Literal["higher", "lower", ""]
-WorstValue = float | Literal["diagonal", "measured"]  # the scan's diagonal; the measured figure, or 0 without a prediction
+# The scan's diagonal; the measured figure; the measured figure, or 0 without a prediction.
+WorstValue = float | Literal["diagonal", "measured", "measured or 0"]
 STANDARD = "standard"
 
 
@@ -87,7 +88,7 @@ _ROWS = (
         "size",
         "",
         "measured",
-        "measured",
+        "measured or 0",
         lambda p: _volume(p, p.counts.prediction),
         "Size in the prediction",
     ),
@@ -168,6 +169,8 @@ class Measure:
             return measured
         value = METRICS[self.metric].when_both_empty if empty == "both" else METRICS[self.metric].when_one_empty
         if value == "measured":
+            return measured
+        if value == "measured or 0":
             return 0.0 if math.isnan(measured) else measured
         return diagonal if value == "diagonal" else float(value)
 

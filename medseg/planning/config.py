@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from medseg.core.config import Section
+from medseg.core.config import Millimetres, Section
 
 Size = Annotated[int, Field(ge=1)]
 Axis = Annotated[int, Field(ge=0, le=2)]
@@ -23,7 +23,7 @@ class PlanConfig(Section):
         workers: processes that prepare cases; by default one a core.
     """
 
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = None
     patch_voxels: tuple[Size, Size, Size] | None = None
     batch_size: Size | None = None
     flips: list[Axis] | None = None

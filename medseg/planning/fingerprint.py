@@ -47,11 +47,6 @@ class Fingerprint(Section):
         x, y, z = np.median([c.shape for c in self.cases], axis=0).astype(int)
         return int(x), int(y), int(z)
 
-    @property
-    def median_spacing(self) -> tuple[float, float, float]:
-        x, y, z = np.median([c.spacing for c in self.cases], axis=0)
-        return float(x), float(y), float(z)
-
 
 def measure(volume: Volume, classes: np.ndarray, scheme: LabelScheme) -> CaseFingerprint:
     """The fingerprint of one case.

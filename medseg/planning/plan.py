@@ -215,13 +215,16 @@ def _flips(
     if config.flips is not None:
         reasons["flips"] = "stated in the configuration"
         return [axis for axis in config.flips if axis in axes]
-    if not physical:
-        reasons["flips"] = "pictures without anatomical axes may be mirrored along all"
-        return axes
+    paired = any(s.paired_with for s in scheme.structures)
     words = {word for name in scheme.names for word in re.split(r"[^a-z]+", name.lower())}
-    named = [axis for axis in axes if words & AXIS_WORDS[axis]]
-    if any(s.paired_with for s in scheme.structures) and 0 not in named:
-        named.append(0)
-    text = "; ".join(f"none along {AXIS_NAMES[a]}: the structures' names tell its ends apart" for a in named)
+    named = [axis for axis, ends in AXIS_WORDS.items() if words & ends or (axis == 0 and paired)]
+    if not physical:
+        reasons["flips"] = (
+            "the structures' names tell sides apart and the files state no axes, so nothing is mirrored"
+            if named
+            else "pictures without anatomical axes may be mirrored along all"
+        )
+        return [] if named else axes
+    text = "; ".join(f"none along {AXIS_NAMES[a]}: the structures' names tell its ends apart" for a in named if a in axes)
     reasons["flips"] = text or "no structure's name tells the ends of an axis apart"
     return [axis for axis in axes if axis not in named]

@@ -51,7 +51,7 @@ def _flow_row(model: ModelResults, split: str, splits: dict[str, Any], bad: set[
     given = {c for c, s in splits.items() if s == split} if split else measured
     statuses = table.groupby("case_id")["status"].first()
     usable = {c for c, status in statuses.items() if status not in UNUSABLE}
-    unread = bad | _unread_references(model)
+    unread = bad | unread_references(model)
     if model.predictions is None:
         segmented = {c for c, status in statuses.items() if status != "prediction_missing"}
     else:
@@ -64,7 +64,7 @@ def _flow_row(model: ModelResults, split: str, splits: dict[str, Any], bad: set[
     return FlowRow(split, model.name, n_given, n_readable, n_segmented, n_usable, len(set(counts)) > 1)
 
 
-def _unread_references(model: ModelResults) -> set[str]:
+def unread_references(model: ModelResults) -> set[str]:
     """Cases whose reference could not be read; where the evaluation does not tell, those with anything unreadable."""
     if model.cases is not None:
         diagonal = next((c for c in model.cases if str(c).startswith("diagonal")), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,34 @@ TEXT = {
     "problem",
     "what_to_do",
 }
+_INTERVAL = ("n", "n_undefined", "ci_low", "ci_high")
+# Table -> the stage that writes it, and the columns without which there is no report.
+TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "per_case.csv": ("evaluate", ("case_id", "structure", "status")),
+    "summary.csv": ("evaluate", ("structure", "metric", "convention", *_INTERVAL, "mean", "median", "q1", "q3")),
+    "cases.csv": ("evaluate", ("case_id",)),
+    "comparison_summary.csv": (
+        "evaluate",
+        (
+            *("structure", "metric", "model_a", "model_b", *_INTERVAL, "mean_difference"),
+            *("n_missing", "wins", "ties", "losses", "p_holm"),
+        ),
+    ),
+    "predictions.csv": ("predict", ("case_id", "output", "status", "reason")),
+    "log.csv": ("train", ()),
+    "report.csv": ("check", ("case_id", "severity", "problem", "what_to_do")),
+}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a reader must know of the data. `sampling_unit`: what intervals are over."""
+    """What a reader must know of the data and of the evaluations.
+
+    Args:
+        splits: whose cases were predicted and evaluated; empty where that is unknown.
+        sampling_unit, confidence: what intervals are over, and their confidence. `collect_run` and `collect_folders` take them
+            from the records of the evaluations where these state them.
+    """
 
     name: str = ""
     note: str = ""
@@ -46,6 +69,8 @@ class Facts:
     licence: str = ""
     sampling_unit: str = "patient"
     spacing_mm: tuple[float, float, float] | None = None
+    splits: tuple[str, ...] = ()
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +113,6 @@ class ReportData:
     channels: tuple[str, ...] = ("image",)
     labels: LabelScheme | None = None
     checks: pd.DataFrame | None = None
-    comparison: pd.DataFrame | None = None
     comparison_summary: pd.DataFrame | None = None
     absent: tuple[str, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
@@ -107,16 +131,19 @@ class ReportData:
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV table: names as text, all else as numbers where every filled cell is one; an empty cell is NaN.
 
-    Raises: StageError where the file is missing or is not a table.
+    Raises: StageError where the file is missing, is not a table or lacks a column.
     """
+    stage, needed = TABLES[path.name]
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise StageError(f"{path} does not exist; run `medseg evaluate` first.") from None
+        raise StageError(f"{path} does not exist; run `medseg {stage}` first.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise StageError(
-            f"{path} is not a readable table ({' '.join(str(error).split())}); run `medseg evaluate` again."
+            f"{path} is not a readable table ({' '.join(str(error).split())}); run `medseg {stage}` again."
         ) from None
+    if missing := [column for column in needed if column not in table]:
+        raise StageError(f"{path} has no column {', '.join(missing)}; run `medseg {stage}` again.")
     return table.apply(lambda column: column if column.name in TEXT else _numbers(column))
 
 
@@ -140,7 +167,7 @@ def collect_run(
 
     Args:
         models: the run's models, in the order of the report; those without an evaluation are named in `absent`.
-    Raises: StageError where no model has been evaluated, or a table is broken.
+    Raises: StageError where no model has been evaluated, a table is broken, or the evaluations do not go together.
     """
     evaluated = [m for m in models if (folder / "evaluate" / m / "per_case.csv").exists()]
     if not evaluated:
@@ -150,13 +177,12 @@ def collect_run(
     records |= {(s, m): read_record(folder / s / m) for s in OF_EACH_MODEL for m in models}
     return ReportData(
         name=name,
-        facts=facts,
+        facts=_with_intervals(facts, {m: records["evaluate", m] for m in evaluated}),
         models=tuple(_read_model(folder, m, plan) for m in evaluated),
         cases=tuple(cases),
         channels=tuple(channels),
         labels=labels,
         checks=_optional(folder / "check" / "report.csv"),
-        comparison=_optional(folder / "evaluate" / "comparison.csv"),
         comparison_summary=_optional(folder / "evaluate" / "comparison_summary.csv"),
         absent=tuple(m for m in models if m not in evaluated),
         plan=plan,
@@ -169,7 +195,7 @@ def collect_run(
 def collect_folders(folders: Sequence[Path]) -> ReportData:
     """Read finished evaluations: folders that hold per_case.csv and summary.csv, or run folders.
 
-    Raises: StageError naming a folder that holds neither.
+    Raises: StageError naming a folder that holds neither, or where the evaluations do not go together.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -182,19 +208,34 @@ def collect_folders(folders: Sequence[Path]) -> ReportData:
             found[name] = place
     models = tuple(_read_evaluation(name, place) for name, place in found.items())
     records = {("evaluate", n): read_record(p) for n, p in found.items()}
-    shared = folders[0] if len(folders) == 1 else None
-    compared = {
-        key: _optional(shared / "evaluate" / f"{key}.csv") if shared else None for key in ("comparison", "comparison_summary")
-    }
-    unit = next((str(r["inputs"]["sampling_unit"]) for r in records.values() if r and "sampling_unit" in r.get("inputs", {})), "")
     return ReportData(
         name=", ".join(dict.fromkeys(Path(f).resolve().name for f in folders)),
-        facts=Facts(sampling_unit=unit or "patient"),
+        facts=_with_intervals(Facts(), {n: records["evaluate", n] for n in found}),
         models=models,
         records={key: record for key, record in records.items() if record},
         commands=(" ".join(["medseg report", *(str(f) for f in folders)]),),
-        comparison=compared["comparison"],
-        comparison_summary=compared["comparison_summary"],
+        comparison_summary=_optional(folders[0] / "evaluate" / "comparison_summary.csv") if len(folders) == 1 else None,
+    )
+
+
+def _with_intervals(facts: Facts, records: Mapping[str, dict[str, Any] | None]) -> Facts:
+    """`facts` with the sampling unit and the confidence that the records of the evaluations state.
+
+    Raises: StageError where two evaluations state different ones, for a table has one heading for all intervals.
+    """
+    inputs = {name: record.get("inputs", {}) for name, record in records.items() if record}
+    units = {name: str(i["sampling_unit"]) for name, i in inputs.items() if "sampling_unit" in i}
+    confidences = {name: float(i["evaluate"]["confidence"]) for name, i in inputs.items() if "evaluate" in i}
+    for what, stated in (("sampling unit", units), ("confidence", confidences)):
+        if len(set(stated.values())) > 1:
+            told = ", ".join(f"{name}: {value}" for name, value in stated.items())
+            raise StageError(
+                f"the evaluations' intervals differ in their {what} ({told}); evaluate them alike, or report them apart."
+            )
+    return replace(
+        facts,
+        sampling_unit=next(iter(units.values()), facts.sampling_unit),
+        confidence=next(iter(confidences.values()), facts.confidence),
     )
 
 

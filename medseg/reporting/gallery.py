@@ -19,7 +19,7 @@ from medseg.core.volume import Volume
 from medseg.drawing.contours import draw_case
 from medseg.io.formats import read_channels, read_labels
 from medseg.metrics.table import METRICS
-from medseg.reporting.cases import UNUSABLE, failures
+from medseg.reporting.cases import UNUSABLE, failures, unread_references
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.config import ReportConfig
 from medseg.reporting.words import find_metric
@@ -49,13 +49,14 @@ class Exhibit:
     layout: Layout = "flat"
 
 
-def case_scores(per_case: pd.DataFrame) -> pd.Series[float]:
+def case_scores(model: ModelResults) -> pd.Series[float]:
     """Dice of each case, mean over structures, under the convention `worst`, so that a missed case is a bad case.
 
     A structure in neither mask counts as perfect; one that is in one mask only, or a case without a usable mask, as 0.
     Cases whose reference could not be read have no score and are left out. The worst case comes first; ties go by case_id.
     """
     metric = METRICS["dice"]
+    per_case = model.per_case[~model.per_case["case_id"].isin(unread_references(model))]
     assumed = dict.fromkeys(("reference_empty", "prediction_empty", *UNUSABLE), metric.when_one_empty)
     assumed["both_empty"] = metric.when_both_empty
     scores = pd.to_numeric(per_case["dice"]).fillna(per_case["status"].map(assumed).astype(float))
@@ -86,7 +87,7 @@ def exhibits(data: ReportData, model: ModelResults, config: ReportConfig) -> lis
     if data.labels is None or find_metric(data, "dice") != "dice" or not set(model.per_case["case_id"]) & set(cases):
         return []
     reasons = {f.case_id: f.reason for f in failures(data) if f.model in ("", model.name)}
-    picks = choose_cases(case_scores(model.per_case), config.gallery_cases)
+    picks = choose_cases(case_scores(model), config.gallery_cases)
     return [_exhibit(data, model, config, pick, cases.get(pick.case_id), reasons.get(pick.case_id, "")) for pick in picks]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from medseg.reporting.collect import ModelResults, ReportData
-from medseg.reporting.words import NONE, UNIT_WORDS, MetricText, describe, format_number
+from medseg.reporting.words import NONE, MetricText, describe, format_number, unit_words
 
 LEAST_UNITS = 6  # below so many an interval says more than the data do
 
@@ -46,7 +46,7 @@ def summary_blocks(data: ReportData, convention: str) -> list[SummaryBlock]:
     tables = {m.name: m.summary[m.summary["convention"] == convention] for m in data.models}
     metrics = list(dict.fromkeys(metric for table in tables.values() for metric in table["metric"]))
     blocks = []
-    for structure in summary_structures(data):
+    for structure in data.structures:
         found = []
         for metric in metrics:
             text = describe(metric)
@@ -57,12 +57,6 @@ def summary_blocks(data: ReportData, convention: str) -> list[SummaryBlock]:
         if found:
             blocks.append(SummaryBlock(structure, found))
     return blocks
-
-
-def summary_structures(data: ReportData) -> list[str]:
-    """The structures of the summaries; a row over all of them, where there is one, comes last."""
-    found = [s for m in data.models for s in m.summary["structure"].unique()]
-    return list(dict.fromkeys([*(s for s in data.structures if s in found), *found]))
 
 
 def summary_row(model: str, text: MetricText, row: pd.Series[Any]) -> SummaryRow:
@@ -98,7 +92,7 @@ class Headline:
 def side_by_side(data: ReportData, columns: Iterable[str]) -> Headline:
     """The headline of these metrics (columns of per_case.csv)."""
     metrics = [describe(column) for column in columns]
-    cells = {s: [_cell(m, text, s) for text in metrics for m in data.models] for s in summary_structures(data)}
+    cells = {s: [_cell(m, text, s) for text in metrics for m in data.models] for s in data.structures}
     return Headline(metrics, [(structure, row) for structure, row in cells.items() if any(row)])
 
 
@@ -116,7 +110,7 @@ def count_units(per_case: pd.DataFrame) -> int:
 
 def interval_note(data: ReportData) -> str:
     """What the intervals are over, or why there are none, in one sentence."""
-    words = UNIT_WORDS.get(data.facts.sampling_unit, f"{data.facts.sampling_unit}s")
+    words = unit_words(data)
     units = min(count_units(model.per_case) for model in data.models)
     if units < LEAST_UNITS:
         return f"No confidence intervals are given: there are {units} {words}, and below {LEAST_UNITS} an interval would mislead."
@@ -126,24 +120,14 @@ def interval_note(data: ReportData) -> str:
 
 
 def confidence(data: ReportData) -> str:
-    """The intervals' confidence, as the evaluation recorded it."""
-    for (stage, _), record in data.records.items():
-        if stage == "evaluate" and (found := _deep(record.get("inputs", {}), "confidence")):
-            return f"{100 * float(found):g} %"
-    return "95 %"
-
-
-def _deep(value: Any, key: str) -> Any:
-    if not isinstance(value, dict):
-        return None
-    return value.get(key) or next((found for inner in value.values() if (found := _deep(inner, key))), None)
+    """The intervals' confidence in per cent."""
+    return f"{100 * data.facts.confidence:g} %"
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
     """Two models on the same cases: one metric of one structure."""
 
-    structure: str
     metric: MetricText
     pair: str
     difference: str
@@ -156,11 +140,13 @@ class ComparisonRow:
     p: str
 
 
-def comparison_rows(data: ReportData) -> list[ComparisonRow]:
-    """comparison_summary.csv as text; empty where there is none."""
-    if data.comparison_summary is None:
+def comparison_groups(data: ReportData) -> list[tuple[str, list[ComparisonRow]]]:
+    """comparison_summary.csv as text, by structure; empty where there is none."""
+    table = data.comparison_summary
+    if table is None:
         return []
-    return [_comparison_row(pd.Series(row)) for row in data.comparison_summary.to_dict("records")]
+    found = {s: [_comparison_row(row) for _, row in table[table["structure"] == s].iterrows()] for s in data.structures}
+    return [(structure, rows) for structure, rows in found.items() if rows]
 
 
 def _comparison_row(row: pd.Series[Any]) -> ComparisonRow:
@@ -170,7 +156,6 @@ def _comparison_row(row: pd.Series[Any]) -> ComparisonRow:
     better = 1 if text.better != "lower" else -1
     clear = known and (row["ci_low"] > 0 or row["ci_high"] < 0)
     return ComparisonRow(
-        structure=row["structure"],
         metric=text,
         pair=f"{row['model_a']} − {row['model_b']}",
         difference=_signed(text, row["mean_difference"]),

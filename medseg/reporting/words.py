@@ -26,7 +26,7 @@ NAMES = {
     "surface_dice": "Surface Dice",
     "adapted_rand_error": "Adapted Rand error",
 }
-UNITS = {"mm2": "mm²", "mm3": "mm³"}
+UNITS = {"mm2": "mm²"}
 STATUS = {
     "ok": "ok",
     "both_empty": "in neither mask",
@@ -36,7 +36,7 @@ STATUS = {
     "unreadable": "unreadable",
     "grid_mismatch": "grids differ",
 }
-UNIT_WORDS = {"patient": "patients", "tile": "tiles", "slice": "slices", "image": "images"}
+UNIT_WORDS = {"patient": "patients", "tile": "tiles", "slice": "slices", "image": "images", "case": "cases"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def describe(column: str) -> MetricText:
         return MetricText(column, f"Surface Dice at {tolerance}", "", text, better, True)
     share = bool(metric) and (not rest) and metric.unit == ""  # type: ignore[union-attr]
     return MetricText(column, NAMES[key], UNITS.get(rest, rest), text, better, share)
+
+
+def unit_words(data: ReportData) -> str:
+    """What the intervals are over, in the plural."""
+    return UNIT_WORDS.get(data.facts.sampling_unit, f"{data.facts.sampling_unit}s")
 
 
 def format_number(value: Any, decimals: int | None = None) -> str:

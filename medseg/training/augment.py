@@ -38,7 +38,7 @@ def training_transforms(
         ("bilinear", "nearest"),
         spacing,
         elastic=(config.elastic.probability, config.elastic.control_points, config.elastic.magnitude),
-        rotation=(config.rotation.probability, rotation_degrees(config, patch, spacing)),
+        rotation=(config.rotation.probability, rotation_degrees(config, patch, spacing, flips)),
         scaling=(config.scaling.probability, config.scaling.factor),
         shear=(config.shear.probability, config.shear.tangent),
         flip=[config.flip if axis in flips else 0.0 for axis in range(3)],
@@ -60,12 +60,13 @@ def training_transforms(
 
 
 def rotation_degrees(
-    config: AugmentationConfig, patch: tuple[int, int, int], spacing: tuple[float, float, float]
+    config: AugmentationConfig, patch: tuple[int, int, int], spacing: tuple[float, float, float], flips: Sequence[int]
 ) -> list[tuple[float, float]]:
-    """Least and greatest angle about each axis."""
+    """Least and greatest angle about each axis. Half a turn mirrors two axes, so it needs both to be free to flip."""
     flat = [axis for axis in range(3) if patch[axis] == 1]
     coarse = max(range(3), key=lambda axis: spacing[axis])
     if not flat and spacing[coarse] > ANISOTROPIC * min(spacing):
         flat = [coarse]
-    widest = config.rotation.degrees or ((-180.0, 180.0) if flat else (-30.0, 30.0))
+    turns = bool(flat) and all(axis in flips for axis in range(3) if axis not in flat)
+    widest = config.rotation.degrees or ((-180.0, 180.0) if turns else (-30.0, 30.0))
     return [widest if not flat or axis in flat else (0.0, 0.0) for axis in range(3)]

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from medseg.core.config import Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Range = tuple[float, float]
+
+
+def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"the least stands first, then the greatest, not {list(pair)}")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Points = Annotated[int, Field(ge=2)]
+Share = Annotated[float, Field(ge=0)]
 Choice = Literal["auto", "true", "false"]
 
 
@@ -24,8 +34,8 @@ class ElasticConfig(Section):
     """
 
     probability: Probability = 0.3
-    control_points: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = (3, 6)
-    magnitude: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.02, 0.1)
+    control_points: Annotated[tuple[Points, Points], AfterValidator(_ordered)] = (3, 6)
+    magnitude: Annotated[tuple[Share, Share], AfterValidator(_ordered)] = (0.02, 0.1)
 
 
 class RotationConfig(Section):
@@ -44,7 +54,7 @@ class ScalingConfig(Section):
     """Zoom (nnU-Net v2: probability 0.2, factor 0.7 to 1.4)."""
 
     probability: Probability = 0.2
-    factor: tuple[Positive, Positive] = (0.7, 1.4)
+    factor: Annotated[tuple[Positive, Positive], AfterValidator(_ordered)] = (0.7, 1.4)
 
 
 class ShearConfig(Section):
@@ -87,6 +97,13 @@ class AugmentationConfig(Section):
     low_resolution: IntensityConfig = _intensity(0.25, 0.5, 1.0)
     inverted_gamma: IntensityConfig = _intensity(0.1, 0.7, 1.5)
     gamma: IntensityConfig = _intensity(0.3, 0.7, 1.5)
+
+    @model_validator(mode="after")
+    def _above_zero(self) -> AugmentationConfig:
+        for name in ("blur", "low_resolution", "gamma", "inverted_gamma"):
+            if getattr(self, name).range[0] <= 0:
+                raise ValueError(f"`{name}.range` starts at {getattr(self, name).range[0]:g}; it must be above 0")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -139,7 +156,8 @@ class TrainingConfig(Section):
         budget_minutes: wall time for each model, compiling and validation included; turned once, after a few timed steps,
             into a number of steps that `schedule.json` keeps.
         batch_size: patches a step; by default the plan's.
-        loss: Dice with cross-entropy, Dice alone, or Dice with focal loss.
+        loss: a name in `LOSSES`: Dice with cross-entropy (dice_ce), Dice alone (dice) or with focal loss (dice_focal).
+        loss_options: settings of the loss, such as {gamma: 3}.
         schedule: the learning rate falls as half a cosine, or as (1 - t)^0.9 (poly; nnU-Net).
         warmup_steps: the learning rate rises evenly over so many first steps.
         gradient_clip: largest norm of all gradients together (12: nnU-Net).
@@ -159,7 +177,8 @@ class TrainingConfig(Section):
     budget_minutes: Positive | None = None
     steps_per_epoch: Annotated[int, Field(ge=1)] = 50
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    loss: Literal["dice_ce", "dice", "dice_focal"] = "dice_ce"
+    loss: str = "dice_ce"
+    loss_options: dict[str, Any] = {}
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["cosine", "poly"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -18,7 +18,7 @@ from medseg.data.store import PreparedCase, PreparedStore
 from medseg.training.augment import CENTRE, CLASSES, IMAGE
 
 Batch = dict[str, Any]
-MOST_OPEN = 1000  # cases: their foreground coordinates take about 0.1 MB of memory a structure
+MOST_OPEN = 100  # cases; each holds two files open, and some systems allow a process no more than 256
 
 
 class PatchDataset(Dataset[Batch]):

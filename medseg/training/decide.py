@@ -63,7 +63,7 @@ def decide(
     budget = None if config.budget_minutes is None else config.budget_minutes * 60
     expected = schedule.steps * timing.both if budget is None else budget
     workers, reasons["workers"] = choose_workers(config, timing, trainer.device, expected)
-    step_seconds = max(timing.batch / workers, timing.step) if workers else timing.both
+    step_seconds = _step_seconds(timing, workers, trainer.device)
     update: dict[str, Any] = {"compile": kept, "workers": workers, "step_seconds": step_seconds, "reasons": reasons}
     if budget is not None:
         validation = validation_seconds()
@@ -81,12 +81,20 @@ def decide(
     return schedule.model_copy(update=update)
 
 
+def _step_seconds(timing: Timing, workers: int, device: torch.device) -> float:
+    """Seconds a step with so many workers; on a CPU they take from the cores that the network computes on."""
+    if not workers:
+        return timing.both
+    shared = timing.batch / (os.cpu_count() or 1) if device.type == "cpu" else 0.0
+    return max(timing.batch / workers, timing.step + shared)
+
+
 def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
     """Medians over a few steps after a first one that is not counted."""
     stream = batches(dataset, 0, TIMED_STEPS + 1, workers=0, pin=trainer.device.type == "cuda")
     records: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[]):
-        begin = time.perf_counter()
+        begin = 0.0
         for number in range(TIMED_STEPS + 1):
             start = time.perf_counter()
             batch = next(stream)
@@ -94,7 +102,9 @@ def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
             trainer.step(batch, learning_rate=0.0, seed=number)
             _wait(trainer.device)
             records.append((made - start, time.perf_counter() - made))
-            if number and time.perf_counter() - begin > TIMED_SECONDS:
+            if number == 0:
+                begin = time.perf_counter()  # the first step compiles, and is not counted
+            elif time.perf_counter() - begin > TIMED_SECONDS:
                 break
     counted = records[1:]
     middle = len(counted) // 2

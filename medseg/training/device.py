@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medseg.core.errors import ConfigError
+from medseg.models.layers import to_channels_last
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,11 +55,7 @@ def arrange(network: nn.Module, device: torch.device, channels_last: bool) -> nn
     """The network on the device, its convolutions channels-last if so wished."""
     network.to(device)
     if channels_last:
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            elif isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        to_channels_last(network)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")

@@ -82,7 +82,7 @@ def set_up(job: Job) -> tuple[Trainer, Schedule]:
         patch_voxels=plan.patch_voxels,
     )
     arrange(network, device, schedule.channels_last).train()
-    loss = supervised(build_loss(settings.loss, {}, job.labels.n_classes), network.deep_supervision_weights)
+    loss = supervised(build_loss(settings.loss, settings.loss_options, job.labels.n_classes), network.deep_supervision_weights)
     optimizer = build_optimizer(settings.optimizer, network.parameters())
     dtype = DTYPES[schedule.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -92,12 +92,17 @@ def set_up(job: Job) -> tuple[Trainer, Schedule]:
 def _validation_interval(job: Job) -> tuple[int, str]:
     if job.settings.validation_interval is not None:
         return job.settings.validation_interval, "stated in the configuration"
-    shapes = [job.store.open(case_id).classes.shape for case_id in job.val_ids]
-    windows = sum(count_windows(shape, job.plan.patch_voxels, job.settings.validation_overlap) for shape in shapes)
-    interval = validation_interval(windows, job.batch_size, job.settings.steps_per_epoch)
+    windows = validation_windows(job)
+    interval = validation_interval(sum(windows), job.batch_size, job.settings.steps_per_epoch)
     if job.settings.epochs is not None:
         interval = often_enough(interval, job.settings.epochs)
-    return interval, f"{len(shapes)} validation cases are {windows} windows, for about 7 % of the time"
+    return interval, f"{len(windows)} validation cases are {sum(windows)} windows, for about 7 % of the time"
+
+
+def validation_windows(job: Job) -> list[int]:
+    """Windows that the sliding window takes over each validation case."""
+    shapes = (job.store.open(case_id).classes.shape for case_id in job.val_ids)
+    return [count_windows(shape, job.plan.patch_voxels, job.settings.validation_overlap) for shape in shapes]
 
 
 def training_samples(job: Job) -> PatchDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,16 @@ import torch
 from medseg.core.errors import StageError
 from medseg.core.files import atomic_path
 from medseg.core.progress import progress, say
-from medseg.data.store import PreparedCase
 from medseg.drawing.curves import draw_training_curves
 from medseg.losses.registry import build_loss
 from medseg.training.checkpoint import Progress, Tensors, load_checkpoint, load_weights, save_checkpoint, save_weights
 from medseg.training.dataset import PatchDataset, batches
 from medseg.training.decide import compile_network, decide
-from medseg.training.job import Job, set_up, training_samples
+from medseg.training.job import Job, set_up, training_samples, validation_windows
 from medseg.training.schedule import Schedule, learning_rate_factor
 from medseg.training.step import Trainer, step_seed
 from medseg.training.stop import stop_signals
-from medseg.training.validate import Validation, count_windows, validate
+from medseg.training.validate import Validation, validate
 
 SECONDS_BETWEEN_DRAWINGS = 20.0
 LOSSES_READ_TOGETHER = 20  # on a GPU, where reading a loss waits for the device
@@ -50,10 +49,9 @@ def train_model(job: Job) -> Trained:
     started = time.perf_counter()
     trainer, schedule = set_up(job)
     dataset = training_samples(job)
-    val_cases = [job.store.open(case_id) for case_id in job.val_ids]
     before = Schedule.load(job.folder / "schedule.json")
     if before is None:
-        validation = partial(_validation_seconds, job, trainer, val_cases)
+        validation = partial(_validation_seconds, job, trainer)
         schedule = decide(job.settings, schedule, trainer, dataset, validation, started)
         schedule.save(job.folder / "schedule.json")
     elif schedule.compile:
@@ -62,15 +60,13 @@ def train_model(job: Job) -> Trained:
     if state.scaler:
         trainer.scaler.load_state_dict(state.scaler)
     _tell(job, schedule, state)
-    _run(job, trainer, schedule, state, dataset, val_cases)
+    _run(job, trainer, schedule, state, dataset, Clock(state.seconds, started))
     return Trained(load_weights(job.folder / "best.safetensors"), state.best, schedule, state.seconds)
 
 
-def _run(
-    job: Job, trainer: Trainer, schedule: Schedule, state: Progress, dataset: PatchDataset, val_cases: list[PreparedCase]
-) -> None:
+def _run(job: Job, trainer: Trainer, schedule: Schedule, state: Progress, dataset: PatchDataset, clock: Clock) -> None:
     """The loop over steps, from `state.step` to the schedule's end."""
-    settings, clock = job.settings, Clock(state.seconds)
+    settings = job.settings
     on_gpu = trainer.device.type == "cuda"
     waiting: list[tuple[torch.Tensor, list[str]]] = []
     stream = batches(dataset, state.step, schedule.steps, schedule.workers, pin=on_gpu)
@@ -87,7 +83,7 @@ def _run(
             if saves or not on_gpu or len(waiting) >= LOSSES_READ_TOGETHER:
                 _read_losses(job, state, waiting)  # before saving: a state that is no number must not be kept
             if ends:
-                _end_epoch(job, trainer, schedule, state, val_cases, rate, clock)
+                _end_epoch(job, trainer, schedule, state, rate, clock)
             if saves:
                 state.seconds, state.scaler = clock.seconds, trainer.scaler.state_dict()
                 save_checkpoint(job.folder / "last.safetensors", trainer.network, trainer.optimizer, state)
@@ -111,24 +107,16 @@ def _read_losses(job: Job, state: Progress, waiting: list[tuple[torch.Tensor, li
     waiting.clear()
 
 
-def _end_epoch(
-    job: Job,
-    trainer: Trainer,
-    schedule: Schedule,
-    state: Progress,
-    val_cases: list[PreparedCase],
-    rate: float,
-    clock: Clock,
-) -> None:
+def _end_epoch(job: Job, trainer: Trainer, schedule: Schedule, state: Progress, rate: float, clock: Clock) -> None:
     """A row of the log; a validation and perhaps a new best where it is due."""
     epoch = math.ceil(state.step / schedule.steps_per_epoch)
     row: dict[str, Any] = {"epoch": epoch, "step": state.step, "learning_rate": rate}
     row["train_loss"] = sum(state.losses) / len(state.losses)
     if schedule.validates(epoch):
-        result = _validate(job, trainer, val_cases)
+        result = _validate(job, trainer, job.val_ids)
         row |= {"val_loss": result.loss, "val_dice": result.dice}
         row |= {f"val_dice_{name}": value for name, value in result.structures.items()}
-        if not state.best or result.dice > state.best["dice"]:
+        if not state.best or result.dice >= state.best["dice"]:  # of equals the later: it has learnt longer
             state.best = {"epoch": epoch, "step": state.step, "dice": result.dice, "structures": result.structures}
             save_weights(job.folder / "best.safetensors", trainer.network.state_dict(), state.best)
     state.losses = []
@@ -139,18 +127,19 @@ def _end_epoch(
         clock.drawn()
 
 
-def _validate(job: Job, trainer: Trainer, cases: list[PreparedCase]) -> Validation:
-    loss = build_loss(job.settings.loss, {}, job.labels.n_classes)
+def _validate(job: Job, trainer: Trainer, case_ids: Sequence[str]) -> Validation:
     settings, patch = job.settings, job.plan.patch_voxels
+    loss = build_loss(settings.loss, settings.loss_options, job.labels.n_classes)
     overlap, batch = settings.validation_overlap, job.batch_size
+    cases = (job.store.open(case_id) for case_id in case_ids)  # one open at a time
     return validate(trainer.network, cases, job.labels, loss, patch, overlap, batch, trainer.device, trainer.dtype)
 
 
-def _validation_seconds(job: Job, trainer: Trainer, cases: list[PreparedCase]) -> float:
+def _validation_seconds(job: Job, trainer: Trainer) -> float:
     """What a validation of all cases will take, by the first of them."""
-    windows = [count_windows(c.classes.shape, job.plan.patch_voxels, job.settings.validation_overlap) for c in cases]
+    windows = validation_windows(job)
     start = time.perf_counter()
-    _validate(job, trainer, cases[:1])
+    _validate(job, trainer, job.val_ids[:1])
     return (time.perf_counter() - start) * sum(windows) / windows[0]
 
 
@@ -184,7 +173,7 @@ class Clock:
     """Seconds of training over all sittings, since the last checkpoint and since the last drawing."""
 
     before: float
-    start: float = field(default_factory=time.perf_counter)
+    start: float
     saved_at: float = field(default_factory=time.perf_counter)
     drawn_at: float = field(default_factory=time.perf_counter)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,7 @@ class Validation:
 
 def validate(
     network: nn.Module,
-    cases: Sequence[PreparedCase],
+    cases: Iterable[PreparedCase],
     labels: LabelScheme,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     patch: tuple[int, int, int],

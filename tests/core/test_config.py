@@ -98,6 +98,7 @@ def test_every_wrong_key_is_named_in_one_sentence() -> None:
     for key in ("`epoch` (known: epochs, inner)", "`epochs`", "`inner.rate`", "`inner.momentum`"):
         assert key in said
     assert "\n" not in said
+    assert ";" not in said  # what follows one is taken for the cure
 
 
 def test_an_absent_section_has_its_defaults_and_a_list_is_no_section() -> None:

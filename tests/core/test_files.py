@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medseg.core.errors import LabelError, OutputError
-from medseg.core.files import atomic_path, file_sha256, json_sha256, write_json, write_text
+from medseg.core.errors import LabelError, OutputError, UnreadableError
+from medseg.core.files import atomic_path, file_sha256, files_below, json_sha256, remove, write_json, write_text
 
 
 def test_a_file_appears_whole_with_its_suffixes_kept_meanwhile(tmp_path: Path) -> None:
@@ -76,3 +76,45 @@ def test_hashes_know_files_and_settings(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert json_sha256({"a": 1, "b": [1, 2]}) == json_sha256({"b": [1, 2], "a": 1})
     assert json_sha256({"a": 1}) != json_sha256({"a": 2})
+
+
+def test_a_file_that_cannot_be_removed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").touch()
+    remove(tmp_path / "a")
+    remove(tmp_path / "a")
+    assert names(tmp_path) == []
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OutputError, match=r"a cannot be removed \(Read-only file system\); remove it or choose"):
+        remove(tmp_path / "a")
+
+
+def test_files_are_found_through_links_and_broken_links_are_named(tmp_path: Path) -> None:
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for path in (tree / "a", tree / "sub/b", tree / ".hidden", tree / ".git/c", elsewhere / "d"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tree / "link").symlink_to(elsewhere)
+    (tree / "sub/again").symlink_to(elsewhere)
+    (tree / "sub/up").symlink_to(tree)
+    (tree / "broken").symlink_to(tmp_path / "none")
+    (tree / "circle").symlink_to(tree / "circle")
+    os.mkfifo(tree / "pipe")
+    assert [path.relative_to(tree).as_posix() for path in files_below(tree)] == ["a", "broken", "circle", "link/d", "sub/b"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refused(place: str) -> object:
+        if Path(place).name == "locked":  # even for root, whom file permissions do not stop
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UnreadableError, match=r"locked cannot be read \(Permission denied\); mend it"):
+        list(files_below(tmp_path))

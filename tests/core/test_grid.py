@@ -64,6 +64,7 @@ def test_properties() -> None:
     assert np.isclose(grid.diagonal, np.linalg.norm([4 * 0.7, 3 * 1.3, 2 * 2.9]))
     pixels = Grid.pixels((7, 6))
     assert pixels.shape == (7, 6, 1) and pixels.unit == "px" and pixels.planar and pixels.spacing == (1, 1, 1)
+    assert Grid.pixels((7, 6, 5, 1)).shape == (7, 6, 5)
 
 
 def test_a_grid_cannot_be_changed() -> None:
@@ -139,3 +140,8 @@ def test_header_rounding_is_no_difference() -> None:
     grid = oriented((2, 0, 1), (1, -1, 1))
     assert grid == Grid(SHAPE, grid.affine.astype(np.float32)) and grid.difference(grid) is None
     assert grid != "a grid"
+
+
+def test_a_slice_stays_a_slice_on_another_spacing():
+    grid = Grid((64, 48, 1), np.diag([0.5, 0.5, 5.0, 1.0]))
+    assert grid.respaced((1.0, 1.0, 0.2)) == Grid((32, 24, 1), grid.respaced((1.0, 1.0, 5.0)).affine)

@@ -45,6 +45,21 @@ def test_masks_of_another_tool_have_their_own_values() -> None:
     assert liver.encode(np.array([0, 5, 1], np.uint8), "x").tolist() == [0, IGNORE, 1]
 
 
+def test_masks_of_another_tool_in_the_coding_of_the_references() -> None:
+    rest = {"background_values": [255]}
+    same = scheme({"name": "membrane", "id": 1, "values": [0], "prediction_values": [0]}, **rest)
+    assert same.encode(np.array([0, 255], np.uint8), "x", prediction=True).tolist() == [1, 0]
+    inverted = scheme({"name": "membrane", "id": 1, "values": [0], "prediction_values": [255]}, **rest)
+    assert inverted.encode(np.array([0, 255], np.uint8), "x", prediction=True).tolist() == [0, 1]
+    anything = scheme({"name": "membrane", "id": 1, "values": [0], "prediction_values": "nonzero"}, **rest)
+    assert anything.encode(np.array([0, 255], np.uint8), "x", prediction=True).tolist() == [0, 1]
+
+
+def test_unknown_values_of_a_prediction_are_for_prediction_values() -> None:
+    with pytest.raises(LabelError, match="add them to `prediction_values` or `ignore_values`"):
+        scheme({"name": "liver", "id": 1}).encode(np.array([7], np.uint8), "x", prediction=True)
+
+
 def test_ids_above_255_are_written_in_16_bits() -> None:
     assert scheme({"name": "a", "id": 255}).decode(np.array([1])).dtype == np.uint8
     assert scheme({"name": "a", "id": 256}).decode(np.array([1])).dtype == np.uint16

@@ -55,6 +55,7 @@ def test_a_short_row_has_empty_cells(tmp_path: Path) -> None:
         ("case_id;image;label;split\np1;a;b;train\n", "no column case_id"),
         ("case_id,label,split\np1,a,train\n", "no column image"),
         ("case_id,image,label,split\n", "no rows"),
+        (",,\n,,\n", "has no rows; write"),
         ("case_id,image,label,label,split\np1,a,b,c,train\n", "two columns called `label`"),
         ("case_id,image,image_t1,label,split\np1,a,b,c,train\n", "`image` and `image_t1`"),
         ("case_id,image,label,split\np1,a,b,train,surplus\n", "line 2"),

@@ -90,3 +90,17 @@ def test_what_cannot_be_matched_is_one_sentence(tmp_path: Path, images: list[str
 def test_a_missing_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="is not a folder"):
         build_manifest(tmp_path / "no", tmp_path)
+
+
+def test_the_labels_folder_may_lie_in_the_scans_folder(tmp_path: Path) -> None:
+    images = touch(tmp_path, "p01.nii", "p02.nii", "labels/p01.nii", "labels/p02.nii", ".trash/p02.nii")
+    draft = build_manifest(images, tmp_path / "labels")
+    assert draft.table[["image", "label"]].to_numpy().tolist() == [["p01.nii", "labels/p01.nii"], ["p02.nii", "labels/p02.nii"]]
+    assert draft.images_without_label == []
+
+
+def test_linked_folders_are_gone_through(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "p01.nii")
+    images, labels = touch(tmp_path / "i", "p02.nii"), touch(tmp_path / "l", "p01.nii", "p02.nii")
+    (images / "more").symlink_to(tmp_path / "elsewhere")
+    assert build_manifest(images, labels).table["image"].tolist() == ["i/more/p01.nii", "i/p02.nii"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medseg.core.errors import IntensityError
-from medseg.data.normalise import CaseNormalisation, FixedNormalisation, normalise
+from medseg.data.normalise import MOST_VOXELS_FOR_PERCENTILES, CaseNormalisation, FixedNormalisation, normalise, thinned
 
 
 def picture(channels: int = 1) -> np.ndarray:
@@ -52,9 +52,42 @@ def test_voxels_that_are_no_numbers_are_refused(bad):
         normalise(image, [CaseNormalisation()], "p01")
 
 
-def test_a_constant_image_is_refused():
-    with pytest.raises(IntensityError, match="p01 is constant"):
-        normalise(np.full((1, 4, 4, 4), 3, np.float32), [CaseNormalisation()], "p01")
+@pytest.mark.parametrize(
+    "rule",
+    [
+        CaseNormalisation(),
+        CaseNormalisation(joint=True),
+        CaseNormalisation(nonzero=True),
+        FixedNormalisation(low=0, high=9, mean=5, std=2),
+    ],
+)
+def test_a_constant_image_is_refused(rule):
+    with pytest.raises(IntensityError, match="p01 is constant: every voxel"):
+        normalise(np.full((2, 4, 4, 4), 3, np.float32), [rule] * 2, "p01")
+
+
+def test_a_scan_of_one_value_and_zero_cannot_be_scaled_by_its_non_zero_voxels():
+    image = np.zeros((1, 4, 4, 4), np.float32)
+    image[:, :2] = 7
+    with pytest.raises(IntensityError, match="p01 is constant where it is not 0"):
+        normalise(image, [CaseNormalisation(nonzero=True)], "p01")
+
+
+@pytest.mark.parametrize("rule", [CaseNormalisation(clip=True), CaseNormalisation(nonzero=True)])
+@pytest.mark.parametrize("value", [0, 5])
+def test_an_empty_dye_beside_a_full_one_is_zero(rule, value):
+    image = np.concatenate([picture(), np.full((1, 9, 8, 7), value, np.float32)])
+    result = normalise(image, [rule] * 2)
+    assert (result[1] == 0).all() and result[1].dtype == np.float32
+    np.testing.assert_array_equal(result[:1], normalise(image[:1], [rule]))
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 24), (256, 256, 64), (10, 10), (0,)])
+def test_thinning_takes_some_of_every_slice(shape):
+    slices = thinned(np.broadcast_to(np.arange(shape[-1], dtype=np.uint8), shape))
+    assert slices.size <= MOST_VOXELS_FOR_PERCENTILES
+    counts = np.bincount(slices, minlength=shape[-1])
+    assert counts.max(initial=0) - counts.min(initial=10**9) <= 1 or shape == (0,)
 
 
 def test_a_missing_channel_is_refused():

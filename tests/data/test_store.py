@@ -32,6 +32,19 @@ def test_a_case_that_is_not_whole_is_not_there(tmp_path):
         store.open("p01")
 
 
+@pytest.mark.parametrize("name", ["image.npy", "foreground.npz", "case.json"])
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 cut short"])
+def test_a_case_that_was_being_written_again_is_damaged(tmp_path, name, content):
+    store = PreparedStore(tmp_path)
+    store.write("p01", "key", np.zeros((1, 4, 4, 4), np.float32), np.zeros((4, 4, 4), np.uint8))
+    if content is None:
+        (tmp_path / "p01" / name).unlink()
+    else:
+        (tmp_path / "p01" / name).write_bytes(content)
+    with pytest.raises(StageError, match="missing or damaged"):
+        store.open("p01")
+
+
 def test_coordinates_are_bounded_and_the_same_every_time():
     classes = np.ones((40, 40, 40), np.uint8)
     first, second = foreground_coordinates(classes), foreground_coordinates(classes)

@@ -109,8 +109,8 @@ def test_cases_of_a_manifest_keep_their_reasons():
         Case(name, (Path("x"),), Path(f"{name}.png"), "test", patient) for name, patient in (("a", "p1"), ("b", ""), ("c", ""))
     ]
     pairs = pair_cases(cases, {"a": (Path("out/a.png"), ""), "b": (None, "NaN voxels")})
-    assert [(p.unit, p.prediction, p.reason) for p in pairs] == [
+    assert [(p.patient_id, p.prediction, p.reason) for p in pairs] == [
         ("p1", Path("out/a.png"), ""),
-        ("b", None, "NaN voxels"),
-        ("c", None, "it has no prediction"),
+        ("", None, "NaN voxels"),
+        ("", None, "it has no prediction"),
     ]

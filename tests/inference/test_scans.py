@@ -94,3 +94,14 @@ def test_the_voxel_file_of_a_header_belongs_to_it(tmp_path: Path) -> None:
 def test_a_missing_file_has_no_hash(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"none\.nii does not exist; mend its path"):
         images_sha256([tmp_path / "none.nii"])
+
+
+def test_linked_folders_are_scans_and_broken_links_are_not_lost(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "p02.nii")
+    folder = touch(tmp_path / "scans", "p01.nii")
+    (folder / "more").symlink_to(tmp_path / "elsewhere")
+    (folder / "p03.nii").symlink_to(tmp_path / "none.nii")
+    scans = {scan.case_id: scan for scan in find_scans(folder, ["image"])}
+    assert list(scans) == ["p02", "p01", "p03"]
+    with pytest.raises(UnreadableError, match=r"p03\.nii is a link to a file that does not exist; mend its path"):
+        images_sha256(scans["p03"].images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from medseg.core.grid import Grid
 from medseg.core.volume import LabelMap
 from medseg.io import formats
 from medseg.io.formats import (
-    READERS,
+    FORMATS,
     SCAN_SUFFIXES,
     WRITERS,
     case_name,
@@ -74,7 +75,7 @@ def test_is_scan() -> None:
 def test_each_scan_has_a_label_name_that_can_be_written_and_read() -> None:
     for suffix in SCAN_SUFFIXES:
         name = label_name("p01", Path(f"scan{suffix}"))
-        assert case_name(Path(name)) == "p01" and name.removeprefix("p01") in WRITERS and name.removeprefix("p01") in READERS
+        assert case_name(Path(name)) == "p01" and name.removeprefix("p01") in WRITERS and name.removeprefix("p01") in FORMATS
     assert label_name("a", Path("a.jpg")) == "a.png" and label_name("a", Path("a.nii")) == "a.nii.gz"
     with pytest.raises(UnreadableError, match=r"\.nii\.gz, \.nii, \.nrrd"):
         label_name("a", Path("a.txt"))
@@ -187,11 +188,19 @@ def test_a_configuration_may_state_the_spacing(tmp_path: Path, suffix: str) -> N
     scan, stated = scan_of(tmp_path, suffix), (4e-6, 4e-6, 5e-5)  # of an electron microscope, in mm
     for grid in (read_volume(scan, stated).grid, read_channels([scan], stated).grid, read_grid(scan, stated)):
         assert grid.physical and grid.unit == "mm"
-        np.testing.assert_allclose(grid.spacing, stated)
+        np.testing.assert_allclose(grid.spacing, (*stated[:2], 1.0) if grid.planar else stated)
     assert read_labels(scan, stated).grid == read_grid(scan, stated)
     labels = LabelMap(np.ones(read_grid(scan).shape, np.uint8), read_grid(scan, stated))
     write_labels(tmp_path / label_name("p01", scan), labels, scan)
     assert not read_grid(tmp_path / label_name("p01", scan)).physical
+
+
+def test_a_picture_lies_on_the_slice_that_states_the_same_pixels(tmp_path: Path) -> None:
+    stated, picture = (5e-4, 5e-4, 3.0), np.zeros((4, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "scan.ome.tif", picture, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5})
+    Image.fromarray(picture).save(tmp_path / "mask.png")
+    scan, mask = read_grid(tmp_path / "scan.ome.tif", stated), read_grid(tmp_path / "mask.png", stated)
+    assert scan.difference(mask) is None and scan.voxel_volume == pytest.approx(5e-4**2)
 
 
 def test_a_spacing_in_the_file_wins_and_a_contradiction_is_named(tmp_path: Path) -> None:
@@ -256,6 +265,6 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(path: Path, as_labels: bool) -> None:
         raise PermissionError(errno.EACCES, "denied")
 
-    monkeypatch.setitem(formats.READERS, ".nrrd", refused)
+    monkeypatch.setitem(formats.FORMATS, ".nrrd", replace(FORMATS[".nrrd"], read=refused))
     with pytest.raises(UnreadableError, match="may not be read"):
         read_volume(scan)

@@ -19,8 +19,8 @@ def _figures(reference, prediction, grid, frame, structure=1, n=1, tolerance=1.0
     return {name: metric.function(pair) for name, metric in METRICS.items()}
 
 
-def _rotated(spacing) -> Grid:
-    c, s = math.cos(0.5), math.sin(0.5)
+def _rotated(spacing, angle=0.5) -> Grid:
+    c, s = math.cos(angle), math.sin(angle)
     rotation = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
     affine = np.eye(4)
     affine[:3, :3] = rotation * np.asarray(spacing)
@@ -66,6 +66,16 @@ def test_ball_of_known_volume_on_an_oblique_anisotropic_grid():
     assert figures["reference_volume"] == pytest.approx(4 / 3 * math.pi * 8**3 / 1000, rel=0.02)
     assert figures["hd95"] == pytest.approx(0.8)
     assert figures == pytest.approx(_figures(ball, np.roll(ball, 1, axis=0), straight, VOLUMES))
+
+
+def test_a_surface_at_the_tolerance_is_within_it_however_the_header_rounds():
+    reference = np.zeros((24, 22, 20), np.uint8)
+    reference[6:14, 6:14, 6:14] = 1
+    rounded = Grid(reference.shape, _rotated((1, 1, 1), 0.3).affine.astype(np.float32))
+    assert min(rounded.spacing) > 1
+    for axis in range(3):
+        assert _figures(reference, np.roll(reference, 2, axis), rounded, VOLUMES, tolerance=2.0)["surface_dice"] == 1
+        assert _figures(reference, np.roll(reference, 3, axis), rounded, VOLUMES, tolerance=2.0)["surface_dice"] < 1
 
 
 def test_each_structure_is_measured_by_itself():
@@ -125,7 +135,9 @@ def test_worst_values():
     for name, measure in worst.items():
         assert measure.worst(0.3, "", 50) == 0.3
         if not measure.better:
-            assert measure.worst(NAN, "one", 50) == 0 and measure.worst(4.2, "one", 50) == 4.2
+            assert measure.worst(4.2, "one", 50) == 4.2
+            unknown = measure.worst(NAN, "one", 50)  # a missing mask is of size 0; a reference that was not measured is not
+            assert unknown == 0 if name == "predicted_volume" else math.isnan(unknown)
         elif name == "hd95":
             assert (measure.worst(NAN, "both", 50), measure.worst(NAN, "one", 50)) == (0, 50)
         else:

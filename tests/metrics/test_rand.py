@@ -52,5 +52,12 @@ def test_ignored_pixels_are_left_out():
     assert adapted_rand_error(_two_cells(), _two_cells(gap=4), ignored) == 0
 
 
+def test_ignored_pixels_join_no_predicted_cells():
+    # Under ignored pixels a prediction holds no membrane; the cells on both sides must not become one there.
+    ignored, prediction = np.zeros((20, 10), bool), _two_cells()
+    ignored[:, 4:6], prediction[:, 4:6] = True, False
+    assert adapted_rand_error(_two_cells(), prediction, ignored) == 0
+
+
 def test_a_reference_without_cells_has_no_figure():
     assert math.isnan(adapted_rand_error(np.ones((3, 3), bool), np.zeros((3, 3), bool)))

@@ -102,6 +102,8 @@ def test_everything_wrong_is_listed_in_one_pass(tmp_path: Path, capfd: pytest.Ca
         ({"training": {"epochs": 1, "budget_minutes": 2}}, "contradict", ""),
         ({"training": {"epochs": 1, "batch_size": 4}, "plan": {"batch_size": 2}}, "`plan.batch_size` is 2", "keep one"),
         ({"report": {"channel": "t1"}}, "`channel: t1`", "image"),
+        ({"training": {"epochs": 1, "loss": "mse"}}, "no loss `mse`", "dice_ce"),
+        ({"training": {"epochs": 1, "loss_options": {"gama": 2}}}, "unknown key `gama`", ""),
         ({"seed": -1}, "`seed`", ""),
         ({"seed": "x", "structures": []}, "structures", ""),
         ({"models": {"unet": None, "unett": None}}, "no architecture `unett`", "unet"),
@@ -121,6 +123,12 @@ def test_a_contradictory_configuration_is_named(manifest: Path, changes: dict[st
     assert check(config) == 2
     rows = report(manifest.parent).query("severity == 'error' and case_id == ''")
     assert any(said in row.problem and cure in row.what_to_do for row in rows.itertuples()), rows.to_string()
+
+
+def test_nothing_to_predict_is_found_before_training(tmp_path: Path) -> None:
+    manifest = phantoms.write_volume_set(tmp_path, {"train": 2, "val": 1})
+    assert check(phantoms.write_config(tmp_path, manifest, **settings())) == 2
+    assert report(tmp_path).problem.str.contains("no case has the split test").any()
 
 
 def test_the_two_sides_of_the_body_should_be_paired(manifest: Path) -> None:

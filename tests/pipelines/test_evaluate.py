@@ -16,8 +16,9 @@ from phantoms import LPS_AFFINE, write_config, write_volume_set
 from PIL import Image
 
 from medseg.core.errors import ConfigError, StageError
+from pipelines import cli
 from pipelines.config import RunConfig
-from pipelines.evaluate import evaluate_folders, run
+from pipelines.evaluate import COMPARISON_FILES, TABLES, evaluate_folders, run
 
 COLUMNS = [
     *("case_id", "input", "output", "status", "reason", "seconds"),
@@ -88,6 +89,43 @@ def test_unchanged_is_skipped_and_changed_is_measured_again(config, capsys):
     assert "unchanged, skipped" not in capsys.readouterr().err
 
 
+def test_after_a_partial_rerun_equal_figures_are_still_ties(config):
+    for model in config.model_names:
+        _predict(config, model, lambda case, labels: np.roll(labels, 1, axis=0))
+    run(config)
+    # One model has one better mask, so it alone is measured again; its other two are the other model's still.
+    shutil.copy(config.manifest().of("test")[0].label, config.folder("predict", "unet", "test00.nii.gz"))
+    run(config)
+    summary = pd.read_csv(config.folder("evaluate", "comparison_summary.csv")).set_index("metric")
+    assert summary.loc["dice", ["wins", "ties", "losses"]].to_numpy().tolist() == [[1, 2, 0]] * 2
+
+
+def test_deleted_tables_are_made_again(config):
+    for model in config.model_names:
+        _predict(config, model)
+    run(config)
+    tables = [config.folder("evaluate", *parts) for parts in (*(("unet", t) for t in TABLES), *((t,) for t in COMPARISON_FILES))]
+    for table in tables:
+        table.unlink()
+        run(config)
+        assert table.is_file(), table
+
+
+def test_what_the_intervals_are_over(config):
+    one = {**config.settings, "models": ["unet"]}
+    _predict(config, "unet")
+    contradiction = RunConfig(config.path, {**one, "data": {**one["data"], "sampling_unit": "slice"}})
+    with pytest.raises(ConfigError, match=r"`sampling_unit` is slice, but .* names patients"):
+        run(contradiction)
+    manifest = config.data.manifest
+    pd.read_csv(manifest).drop(columns="patient_id").to_csv(manifest, index=False)
+    for settings, unit in ((one, "case"), (contradiction.settings, "slice")):
+        again = RunConfig(config.path, settings)
+        assert run(again) == 0
+        record = json.loads(again.folder("evaluate", "unet", "stage.json").read_text())
+        assert record["inputs"]["sampling_unit"] == unit
+
+
 def test_a_changed_reference_is_noticed(config):
     for model in config.model_names:
         _predict(config, model)
@@ -153,6 +191,31 @@ def test_folders_of_masks(tmp_path, capsys):
     assert "1 without a reference, not evaluated: z" in said and "1 without a prediction, counted as missed: c" in said
 
 
+def test_folders_are_measured_again_only_where_needed(tmp_path, capsys):
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    for folder in places[:2]:
+        folder.mkdir()
+        (folder / "a.mhd").write_text(
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+            "ElementDataFile = a.raw\n"
+        )
+        (folder / "a.raw").write_bytes(bytes([1] * 32 + [0] * 32))
+    evaluate_folders(*places)
+    assert "unchanged" not in capsys.readouterr().err
+    evaluate_folders(*places)
+    assert "unchanged, skipped" in capsys.readouterr().err
+    evaluate_folders(*places, redo=True)
+    assert "unchanged" not in capsys.readouterr().err
+    (tmp_path / "p" / "a.raw").write_bytes(bytes([1] * 16 + [0] * 48))  # the header stays as it is
+    evaluate_folders(*places)
+    assert pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"][0] < 1
+
+
+def test_settings_without_a_configuration_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--set"):
+        cli.evaluate(None, tmp_path, tmp_path, tmp_path / "out", assignments=["seed=1"])
+
+
 def test_folders_with_a_labels_file(tmp_path):
     references, predictions, labels = tmp_path / "references", tmp_path / "predictions", tmp_path / "labels.yaml"
     _mask(references, "a", slice(2, 10), 255)
@@ -188,6 +251,16 @@ def test_real_references_against_themselves(real_data, tmp_path):
     assert (pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"] == 1).all()
 
 
-def test_no_torch_is_imported():
-    code = "import sys, pipelines.evaluate, pipelines.compare; sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
+def test_no_torch_is_imported(tmp_path):
+    for side in ("p", "r"):
+        _mask(tmp_path / side, "a", slice(2, 10))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from pipelines.compare import compare; from pipelines.evaluate import evaluate_folders\n"
+        "from pipelines.report import report_folders\n"
+        f"p, r, one, two = (Path({str(tmp_path)!r}, n) for n in ('p', 'r', 'one', 'two'))\n"
+        "assert evaluate_folders(p, r, one) == evaluate_folders(p, r, two) == compare([one, two], r.parent / 'both') == 0\n"
+        "assert report_folders([one, two]).is_file()\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -132,6 +133,16 @@ def test_what_cannot_be_predicted(config: RunConfig) -> None:
         run(config)
     config.settings["predict"] = {"overlapp": 0.5}
     with pytest.raises(ConfigError, match=r"predict: unknown key `overlapp`"):
+        run(config)
+
+
+def test_channels_in_another_order_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    model = config.folder("train", "unet") / "model.medseg"
+    write_tiny_model(model, scheme=SCHEME, channels=["t1", "flair"], n_channels=2)
+    text = (tmp_path / "manifest.csv").read_text().replace("case_id,image,", "case_id,image_flair,image_t1,", 1)
+    lines = [re.sub(r"(images/\S+?gz),", r"\1,\1,", line) for line in text.splitlines()]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ModelFileError, match=r"takes the channels t1, flair and the manifest has flair, t1; order and name"):
         run(config)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from reporting.phantom_run import write_picture_run
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.record import read_record
+from pipelines import cli
 from pipelines.config import RunConfig
 from pipelines.report import report_folders, run
 
@@ -49,6 +51,40 @@ def test_a_changed_table_or_setting_makes_it_again(quick):
         assert "<h1>Another</h1>" in path.read_text(encoding="utf-8")
     finally:
         table.write_text(text)
+
+
+def test_a_clean_commit_of_the_training_is_named_and_a_dirty_one_is_not(quick):
+    config = quick()
+    records = [config.folder("train", model) / "stage.json" for model in config.model_names]
+    texts = [path.read_text() for path in records]
+    page = config.folder("report") / "report.html"
+    run(config)
+    assert f"medseg run {config.folder('config.yaml')}" in page.read_text(encoding="utf-8")
+    assert "git checkout" not in page.read_text(encoding="utf-8")
+    try:
+        for path, text in zip(records, texts, strict=True):
+            path.write_text(json.dumps(json.loads(text) | {"commit": "abcdef012345"}))
+        run(config)  # the records are among what the report reads
+        assert "git checkout abcdef012345\n" in page.read_text(encoding="utf-8")
+    finally:
+        for path, text in zip(records, texts, strict=True):
+            path.write_text(text)
+
+
+def test_test_cases_are_called_unseen_only_where_they_alone_were_predicted(quick):
+    sentence, page = "Test cases were read only to predict", quick().folder("report") / "report.html"
+    run(quick())
+    assert sentence in page.read_text(encoding="utf-8")
+    run(quick("predict.split=[val, test]"))
+    assert sentence not in page.read_text(encoding="utf-8")
+
+
+def test_options_that_would_do_nothing_are_refused(config_path, tmp_path):
+    with pytest.raises(ConfigError, match="--output"):
+        cli.report([config_path], output=tmp_path)
+    for options in ({"assignments": ["report.title=x"]}, {"redo": True}):
+        with pytest.raises(ConfigError, match="--set and --redo"):
+            cli.report([tmp_path], **options)
 
 
 def test_a_model_without_an_evaluation_is_named(quick):

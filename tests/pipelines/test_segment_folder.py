@@ -375,3 +375,37 @@ def test_a_mask_never_replaces_a_scan(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ConfigError, match="would replace the scan"):
         segment(model, link, scan.parent)
     assert sha256(scan) == before
+
+
+def test_a_broken_link_is_a_failed_row(tmp_path: Path, model: Path) -> None:
+    write_scan(tmp_path / "scans/a.nii.gz")
+    (tmp_path / "scans/b.nii.gz").symlink_to(tmp_path / "none.nii.gz")
+    (tmp_path / "scans/c.nii.gz").symlink_to(tmp_path / "scans/c.nii.gz")
+    assert segment(model, tmp_path / "scans", tmp_path / "masks") == 1
+    table = rows(tmp_path / "masks")
+    assert {name: row["status"] for name, row in table.items()} == {"a": "done", "b": "failed", "c": "failed"}
+    assert "is a link to a file that does not exist" in table["b"]["reason"]
+
+
+def test_a_scan_that_moved_is_not_made_again_and_is_shown_where_it_is(tmp_path: Path, model: Path) -> None:
+    scan, masks = write_scan(tmp_path / "scans/a.nii.gz"), tmp_path / "masks"
+    segment(model, tmp_path / "scans", masks)
+    before = times(masks)
+    (tmp_path / "scans/sub").mkdir()
+    scan.rename(tmp_path / "scans/sub/a.nii.gz")
+    segment(model, tmp_path / "scans", masks)
+    assert times(masks) == before
+    assert rows(masks)["a"]["input"] == "sub/a.nii.gz"
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 0.0, 2.0), (1.0, float("nan"), 2.0), (-1.0, 1.0, 2.0)])
+def test_a_spacing_that_is_none_is_refused(tmp_path: Path, model: Path, spacing: tuple[float, float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"segment: `spacing_mm\.[01]`: Input should be"):
+        segment(model, tmp_path, tmp_path / "masks", spacing_mm=spacing)
+
+
+def test_what_cannot_be_removed_is_one_sentence(tmp_path: Path, model: Path) -> None:
+    write_scan(tmp_path / "scans/a.nii.gz")
+    (tmp_path / "masks/predictions.csv").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"predictions\.csv cannot be removed"):
+        segment(model, tmp_path / "scans", tmp_path / "masks")

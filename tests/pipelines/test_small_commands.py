@@ -55,6 +55,8 @@ def test_fetch_writes_where_configurations_look(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "data" / "hippocampus").mkdir(parents=True)
     fetch.bring_if_missing(config)
     fetch.bring_if_missing(RunConfig(Path("x.yaml"), {"data": {"name": "my own"}}))
+    # A folder that the user named and that is not there was mistyped; nothing is put into it.
+    fetch.bring_if_missing(RunConfig(Path("x.yaml"), {"data": {"name": "hippocampus", "root": "/mnt/hippocmpus"}}))
     assert len(asked) == 3
 
 

@@ -132,5 +132,12 @@ def test_a_wrong_setting_is_found_before_any_training(load):
     assert not load().folder("train").exists()
 
 
+def test_an_unfinished_prepare_is_not_trained_on(load):
+    config = load()
+    (config.folder("prepare") / "stage.json").unlink()
+    with pytest.raises(StageError, match="prepare is not finished; run `medseg prepare` first"):
+        run(config)
+
+
 def test_differences_are_dotted_keys():
     assert differences({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"b": 2, "c": [1]}, "e": 1}) == ["a.b", "d", "e"]

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from medseg.core.config import parse
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.labels import LabelScheme
+from medseg.data.config import DataConfig
 from medseg.planning.config import PlanConfig
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint
 from medseg.planning.plan import Plan, make_plan
@@ -98,3 +100,22 @@ def test_a_plan_comes_back_from_its_file(tmp_path):
     (tmp_path / "plan.json").write_text((tmp_path / "plan.json").read_text().replace('"batch_size"', '"batchsize"'))
     with pytest.raises(ConfigError, match="unknown key `batchsize`"):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_pictures_without_axes_are_not_mirrored_where_names_tell_sides_apart():
+    cases = [case(shape=(520, 700, 1), physical=False)]
+    for names in (("left lung", "right lung"), ("upper jaw", "lower jaw")):
+        made = plan(cases, names=names)
+        assert made.flips == []
+        assert "tell sides apart and the files state no axes, so nothing is mirrored" in made.reasons["flips"]
+    assert plan(cases, names=("left lung", "right lung"), flips=[1]).flips == [1]
+    scheme = LabelScheme.model_validate({"structures": [{"name": "a", "id": 1, "paired_with": "b"}, {"name": "b", "id": 2}]})
+    fingerprint = Fingerprint(channels=1, physical=False, cases=cases)
+    assert make_plan(fingerprint, PlanConfig(), scheme, ("image",), "other", {}).flips == []
+
+
+@pytest.mark.parametrize("spacing", [(1, 0, 1), (1, 1, -2), (1, 1, float("nan")), (float("inf"), 1, 1)])
+def test_a_spacing_is_positive_and_finite(spacing):
+    for section in (PlanConfig, DataConfig):
+        with pytest.raises(ConfigError, match=r"x: `spacing_mm\.[012]`"):
+            parse(section, {"spacing_mm": spacing}, "x")

@@ -32,7 +32,7 @@ def write_volume_run(root: Path) -> Path:
         for model in MODELS if case in TEST and case != FAILED else ():
             _write_nifti(root / "run" / "predict" / model / f"{case}.nii.gz", _predicted(labels, model, case), affine)
     config = _config(root, structures, "nii.gz", note=f"eight phantoms: no generalisation result {HOSTILE}")
-    _write_tables(root, structures, "nii.gz", "hd95_mm")
+    _write_tables(root, structures, "nii.gz", "hd95_mm", "case")
     return config
 
 
@@ -45,7 +45,7 @@ def write_picture_run(root: Path) -> Path:
         for model in MODELS if case in TEST and case != FAILED else ():
             _write_png(root / "run" / "predict" / model / f"{case}.png", _predicted(labels[None], model, case)[0])
     config = _config(root, ["nucleus"], "png", sampling_unit="tile", values=[255])
-    _write_tables(root, ["nucleus"], "png", "hd95_px")
+    _write_tables(root, ["nucleus"], "png", "hd95_px", "tile")
     return config
 
 
@@ -111,7 +111,7 @@ def _config(root: Path, structures: list[str], suffix: str, values: list[int] | 
     return path
 
 
-def _write_tables(root: Path, structures: list[str], suffix: str, hd95: str) -> None:
+def _write_tables(root: Path, structures: list[str], suffix: str, hd95: str, unit: str) -> None:
     run, two_d = root / "run", suffix == "png"
     summaries = {}
     for model in MODELS:
@@ -130,7 +130,7 @@ def _write_tables(root: Path, structures: list[str], suffix: str, hd95: str) -> 
         _csv(run / "train" / model / "log.csv", _log(model, structures))
         _stage(run / "train" / model, "train", 724.0)
         _stage(run / "predict" / model, "predict", 11.2)
-        _stage(run / "evaluate" / model, "evaluate", 3.4)
+        _stage(run / "evaluate" / model, "evaluate", 3.4, sampling_unit=unit, evaluate={"confidence": 0.9})
         schedule = {"steps": 600, "steps_per_epoch": 10, "device": "cpu", "precision": "bfloat16"}
         (run / "train" / model / "schedule.json").write_text(json.dumps(schedule))
     _stage(run / "prepare", "prepare", 8.0)
@@ -209,14 +209,14 @@ def _log(model: str, structures: list[str]) -> pd.DataFrame:
     return pd.DataFrame(log | {f"val_dice_{s}": dice + 0.02 * (-1) ** i for i, s in enumerate(structures)})
 
 
-def _stage(folder: Path, stage: str, seconds: float) -> None:
+def _stage(folder: Path, stage: str, seconds: float, **inputs: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "stage": stage,
         "medseg": "0.1.0",
         "commit": "0123456789ab+",
         "inputs_sha256": "c0ffee" * 10,
-        "inputs": {"settings": {"confidence": 0.95}},
+        "inputs": inputs,
         "seed": 7,
         "versions": {"python": "3.11.9", "torch": "2.13.0", "monai": "1.6.1"},
         "machine": {"system": "linux", "processor": "Phantom CPU", "cores": 2, "memory_gib": 7.8},

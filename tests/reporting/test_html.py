@@ -96,7 +96,7 @@ def test_the_page_says_what_it_must(page):
         "eight phantoms: no generalisation result",
         "Ellipsoids in noise. J Phantoms",
         "CC0",
-        "bootstrap confidence intervals over patients (8 patients",
+        "90 % bootstrap confidence intervals over cases (8 cases",
         "Convention “worst”",
         "Convention “defined”",
         "Paired comparison",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -88,6 +89,38 @@ def test_a_missing_or_broken_table_is_one_sentence(tmp_path, content):
         read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("per_case.csv", "case_id,structure,dice\nc0,a,1\n", r"per_case\.csv has no column status; run `medseg evaluate` again"),
+        ("predictions.csv", "case_id,output\nc0,x\n", r"predictions\.csv has no column status, reason; run `medseg predict`"),
+    ],
+)
+def test_a_table_without_a_needed_column_is_one_sentence(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(StageError, match=said):
+        read_table(tmp_path / name)
+
+
+def evaluation_folder(folder, **inputs):
+    folder.mkdir()
+    pd.DataFrame(rows(*["ok"] * 8)).to_csv(folder / "per_case.csv", index=False)
+    summary().to_csv(folder / "summary.csv", index=False)
+    (folder / "stage.json").write_text(json.dumps({"inputs": inputs}))
+    return folder
+
+
+def test_evaluations_whose_intervals_differ_in_kind_are_not_put_under_one_heading(tmp_path):
+    at = {"evaluate": {"confidence": 0.9}}
+    a, b = (evaluation_folder(tmp_path / n, sampling_unit="tile", **at) for n in "ab")
+    facts = collect_folders([a, b]).facts
+    assert (facts.sampling_unit, facts.confidence) == ("tile", 0.9)
+    with pytest.raises(StageError, match=r"sampling unit \(a: tile, c: patient\)"):
+        collect_folders([a, evaluation_folder(tmp_path / "c", sampling_unit="patient", **at)])
+    with pytest.raises(StageError, match=r"confidence \(a: 0.9, d: 0.95\)"):
+        collect_folders([a, evaluation_folder(tmp_path / "d", sampling_unit="tile", evaluate={"confidence": 0.95})])
+
+
 def test_folders_without_an_evaluation_are_named(tmp_path):
     with pytest.raises(StageError, match=r"holds no per_case\.csv"):
         collect_folders([tmp_path])
@@ -120,7 +153,8 @@ def test_the_summary_shows_mean_n_and_undefined_of_its_convention_only():
 
 
 def test_models_stand_beside_one_another_and_an_absent_structure_is_a_gap():
-    data = report(model(), model("fcn8s", summary=summary(structure="b", mean=0.5)))
+    other = model("fcn8s", per_case=rows("ok", structure="b"), summary=summary(structure="b", mean=0.5))
+    data = report(model(), other)
     headline = tables.side_by_side(data, ["dice"])
     assert [(s, [c and c.mean for c in cells]) for s, cells in headline.rows] == [("a", ["0.900", None]), ("b", [None, "0.500"])]
 
@@ -134,8 +168,16 @@ def test_the_comparison_favours_the_model_that_is_clearly_better(metric, low, hi
     row = {"structure": "a", "metric": metric, "unit": "", "model_a": "unet", "model_b": "fcn8s", "n": 8, "n_missing": 0}
     row |= {"n_undefined": 0, "mean_difference": (low + high) / 2, "ci_low": low, "ci_high": high}
     row |= {"wins": 5, "ties": 1, "losses": 2, "p_wilcoxon": 1e-4, "p_holm": 2e-4}
-    (found,) = tables.comparison_rows(report(comparison_summary=pd.DataFrame([row])))
-    assert found.favours == favours and found.wins == "5 / 1 / 2" and found.p == "< 0.001"
+    ((structure, (found,)),) = tables.comparison_groups(report(comparison_summary=pd.DataFrame([row])))
+    assert structure == "a" and found.favours == favours and found.wins == "5 / 1 / 2" and found.p == "< 0.001"
+
+
+def test_the_comparison_follows_the_order_of_the_structures():
+    row = {"metric": "dice", "model_a": "unet", "model_b": "fcn8s", "n": 8, "n_missing": 0, "n_undefined": 0, "p_holm": 1.0}
+    row |= {"mean_difference": 0.0, "ci_low": -0.1, "ci_high": 0.1, "wins": 4, "ties": 0, "losses": 4}
+    table = pd.DataFrame([{"structure": s, **row} for s in ("liver", "artery")])
+    both = model(per_case=rows("ok", structure="liver") + rows("ok", structure="artery"))
+    assert [structure for structure, _ in tables.comparison_groups(report(both, comparison_summary=table))] == ["liver", "artery"]
 
 
 def manifest_cases(n=8):
@@ -214,7 +256,12 @@ def test_scores_count_what_was_missed_as_zero_and_empty_in_both_as_perfect():
         rows("ok", "prediction_missing", "both_empty", "ok", "ok")
         + rows("prediction_empty", "prediction_missing", "ok", "ok", "ok", structure="b")
     )
-    assert case_scores(per_case).round(3).to_dict() == {"c0": 0.45, "c1": 0.0, "c2": 0.95, "c3": 0.9, "c4": 0.9}
+    assert case_scores(model(per_case=per_case)).round(3).to_dict() == {"c0": 0.45, "c1": 0.0, "c2": 0.95, "c3": 0.9, "c4": 0.9}
+
+
+def test_a_case_without_a_readable_reference_is_not_the_worst_case():
+    measured = pd.DataFrame({"case_id": ["c0", "c1"], "diagonal_mm": [9.0, math.nan]})
+    assert list(case_scores(model(per_case=rows("ok", "unreadable"), cases=measured)).index) == ["c0"]
 
 
 def test_best_median_and_worst_are_different_cases():

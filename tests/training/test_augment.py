@@ -39,8 +39,10 @@ def test_the_whole_recipe_gives_patches_that_differ(patch):
 def test_angles_follow_the_plan():
     config = AugmentationConfig()
     still, wide, narrow = (0.0, 0.0), (-180.0, 180.0), (-30.0, 30.0)
-    assert rotation_degrees(config, (64, 64, 64), (1, 1, 1)) == [narrow] * 3
-    assert rotation_degrees(config, (64, 64, 1), (1, 1, 1)) == [still, still, wide]
-    assert rotation_degrees(config, (64, 64, 16), (1, 1, 5)) == [still, still, wide]
+    assert rotation_degrees(config, (64, 64, 64), (1, 1, 1), [0, 1, 2]) == [narrow] * 3
+    assert rotation_degrees(config, (64, 64, 1), (1, 1, 1), [0, 1]) == [still, still, wide]
+    assert rotation_degrees(config, (64, 64, 16), (1, 1, 5), [0, 1, 2]) == [still, still, wide]
+    # Half a turn would put left where right is, which the plan forbids.
+    assert rotation_degrees(config, (64, 64, 1), (1, 1, 1), [1]) == [still, still, narrow]
     stated = AugmentationConfig(rotation={"degrees": [-5, 5]})
-    assert rotation_degrees(stated, (64, 64, 16), (1, 1, 5)) == [still, still, (-5.0, 5.0)]
+    assert rotation_degrees(stated, (64, 64, 16), (1, 1, 5), [0, 1, 2]) == [still, still, (-5.0, 5.0)]
