@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REAL_DATA ?=
-TEST_OPTIONS := $(if $(REAL_DATA),--real-data $(REAL_DATA))
+TEST_OPTIONS := $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 .PHONY: setup demo test test-slow lint format clean
 
@@ -20,10 +20,10 @@ demo: setup
 	$(BIN)/medseg run configs/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest $(TEST_OPTIONS)
+	$(BIN)/python -m pytest tests $(TEST_OPTIONS)
 
 test-slow: setup
-	$(BIN)/python -m pytest --slow $(TEST_OPTIONS)
+	$(BIN)/python -m pytest tests --slow $(TEST_OPTIONS)
 
 lint: setup
 	$(BIN)/ruff check .
