@@ -97,7 +97,7 @@ class Grid:
         return Grid(tuple(self.shape[a] for a in voxel_axis), self.affine @ matrix, self.physical)  # type: ignore[arg-type]
 
     def respaced(self, spacing: tuple[float, float, float]) -> Grid:
-        """The same field of view with another voxel size; an axis one voxel thick keeps its own, having nothing to interpolate."""
+        """The same field of view with another voxel size; an axis one voxel thick keeps its own, there is nothing between."""
         old = np.asarray(self.spacing)
         new = np.where(np.asarray(self.shape) == 1, old, spacing)
         shape = np.maximum(1, np.round(np.asarray(self.shape) * old / new)).astype(int)
