@@ -231,6 +231,10 @@ def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem
     if None not in sizes and sizes[0] != sizes[1]:
         text = f"`plan.batch_size` is {sizes[0]} and `training.batch_size` is {sizes[1]}"
         yield Problem("error", text, "keep one of them", file=where)
+    try:
+        config.sampling_unit(manifest.cases)
+    except ConfigError as error:
+        yield problem_of(error, file=where)
     if _sound(config, "predict", PredictConfig):
         splits = config.section("predict", PredictConfig).split
         if not manifest.of(*splits):

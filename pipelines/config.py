@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from medseg.core.config import load_yaml, override, parse
 from medseg.core.errors import ConfigError
 from medseg.core.files import write_text
 from medseg.core.labels import LabelScheme
-from medseg.core.manifest import Manifest, read_manifest
+from medseg.core.manifest import Case, Manifest, read_manifest
 from medseg.data.config import DataConfig
 from medseg.data.splits import fill_splits
 
@@ -82,6 +83,19 @@ class RunConfig:
         assert data.manifest is not None and data.root is not None
         manifest = read_manifest(data.manifest, data.root)
         return fill_splits(manifest, data.val_fraction, data.test_fraction, self.seed)
+
+    def sampling_unit(self, cases: Sequence[Case]) -> str:
+        """What intervals are over: `patient` where the manifest names patients, else `case` or what the configuration says.
+
+        Raises: ConfigError where the manifest names patients and the configuration another unit.
+        """
+        stated, named = self.data.sampling_unit, any(case.patient_id for case in cases)
+        if named and stated != "patient":
+            raise ConfigError(
+                f"{self.path}: data: `sampling_unit` is {stated}, but {self.data.manifest} names patients, and intervals can be "
+                "over one of them only; remove `sampling_unit` or the column patient_id."
+            )
+        return "case" if stated == "patient" and not named else stated
 
     def save(self) -> None:
         """Keep the resolved configuration in the run folder, as a file that repeats the run by itself."""

@@ -42,7 +42,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     cases = config.manifest().of(*splits)
     if not cases:
         raise StageError(f"{config.path}: no case has the split {' or '.join(splits)}; name some in the manifest.")
-    unit = _sampling_unit(config, cases)
+    unit = config.sampling_unit(cases)
     evaluations = {}
     for model in config.model_names:
         pairs = pair_cases(cases, _predictions(config.folder("predict", model), model, cases))
@@ -58,20 +58,6 @@ def run(config: RunConfig, redo: bool = False) -> int:
         )
     _compare(config, evaluations, settings, redo)
     return int(any(_failed(e) for e in evaluations.values()))
-
-
-def _sampling_unit(config: RunConfig, cases: Sequence[Case]) -> str:
-    """What the intervals are over: `patient` where the manifest names patients, else `case` or what the configuration says.
-
-    Raises: ConfigError where the manifest names patients and the configuration another unit.
-    """
-    stated, named = config.data.sampling_unit, any(case.patient_id for case in cases)
-    if named and stated != "patient":
-        raise ConfigError(
-            f"{config.path}: data: `sampling_unit` is {stated}, but {config.data.manifest} names patients, and intervals can be "
-            "over one of them only; remove `sampling_unit` or the column patient_id."
-        )
-    return "case" if stated == "patient" and not named else stated
 
 
 def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: EvaluateConfig, redo: bool) -> None:

@@ -125,6 +125,12 @@ def test_a_contradictory_configuration_is_named(manifest: Path, changes: dict[st
     assert any(said in row.problem and cure in row.what_to_do for row in rows.itertuples()), rows.to_string()
 
 
+def test_a_unit_that_is_not_the_patients_of_the_manifest_is_named(manifest: Path) -> None:
+    data = {"root": str(manifest.parent), "manifest": str(manifest), "sampling_unit": "tile"}
+    assert check(phantoms.write_config(manifest.parent, manifest, **settings(data=data))) == 2
+    assert report(manifest.parent).what_to_do.str.contains("remove `sampling_unit` or the column patient_id").any()
+
+
 def test_nothing_to_predict_is_found_before_training(tmp_path: Path) -> None:
     manifest = phantoms.write_volume_set(tmp_path, {"train": 2, "val": 1})
     assert check(phantoms.write_config(tmp_path, manifest, **settings())) == 2

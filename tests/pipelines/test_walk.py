@@ -124,6 +124,21 @@ def test_the_same_seed_gives_the_same_weights(volume_run, tmp_path):
         assert all((first[key] == second[key]).all() for key in first)
 
 
+def test_two_threads_give_the_same_weights_twice(volume_run, tmp_path):
+    from medseg.inference.bundle import read_bundle
+
+    settings = VOLUME_SETTINGS | {"models": {"unet": {"features": [8, 16]}}}
+    settings["training"] = settings["training"] | {"epochs": 1, "steps_per_epoch": 3}
+    config = write_config(tmp_path, volume_run[0] / "manifest.csv", **settings)
+    assert run_medseg("prepare", str(config), cwd=tmp_path).returncode == 0
+    weights = []
+    for redo in ([], ["--redo"]):
+        done = run_medseg("train", str(config), *redo, cwd=tmp_path, OMP_NUM_THREADS="2")
+        assert done.returncode == 0, done.stderr
+        weights.append(read_bundle(tmp_path / "run/train/unet/model.medseg").weights[0])
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+
+
 def test_pictures_walk_the_same_road(tmp_path):
     config = write_config(
         tmp_path,
@@ -165,8 +180,8 @@ def test_an_unreadable_test_scan_is_a_row_and_exit_code_1(volume_run, tmp_path):
     assert "test01" in (folder / "run/report/report.html").read_text()
 
 
-def run_medseg(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+def run_medseg(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), **variables}
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
