@@ -104,4 +104,5 @@ def _share_limits(group: list[Axes]) -> None:
     limits = [axes.get_ylim() for axes in group if axes.lines]
     for axes in group:
         if limits:
-            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            lowest, highest = min(low for low, _ in limits), max(high for _, high in limits)
+            axes.set_ylim(lowest, highest + 0.04 * (highest - lowest))  # room for the mark of the best

@@ -56,7 +56,12 @@ class MetricText:
 
     def format(self, value: Any) -> str:
         """A figure with as many digits as it can bear."""
-        return format_number(value, 3 if self.share else 2 if self.unit in ("mm", "px") and "area" not in self.column else None)
+        if self.share:
+            return format_number(value, 3)
+        if "area" in self.column or "volume" in self.column:
+            counted = self.unit in ("px", "voxels") and isinstance(value, (int, float)) and float(value).is_integer()
+            return format_number(value, 0 if counted else None)
+        return format_number(value, 2 if self.unit in ("mm", "px") else None)
 
 
 def describe(column: str) -> MetricText:
