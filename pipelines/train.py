@@ -59,6 +59,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
         if record.unchanged() and (job.folder / "model.medseg").is_file():
             say(f"train {job.name}: unchanged, skipped")
             continue
+        record.begin()
         write_json(job.folder / "inputs.json", record.inputs)
         trained = train_model(job)
         write_bundle(job.folder / "model.medseg", _bundle(config, job, trained))

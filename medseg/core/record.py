@@ -29,6 +29,10 @@ class StageRecord:
 
     def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
         self.folder, self.inputs = Path(folder), inputs
+        self.begin()
+
+    def begin(self) -> None:
+        """Count the seconds from here: of a record that was made before its turn came."""
         self.started = time.time()
 
     @property

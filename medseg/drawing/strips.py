@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from matplotlib.transforms import blended_transform_factory
 
 from medseg.drawing.style import INK, MUTED, quiet, structure_colour, styled
@@ -105,9 +105,10 @@ def _set_scale(axes: Axes, scale: Scale, values: Sequence[npt.NDArray[np.float64
     typical = float(np.quantile(known, 0.75)) if known.size else 1.0
     if typical > 0 and high > 8 * typical:
         axes.set_xscale("symlog", linthresh=2 * typical)
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}")
-        )  # powers of ten would be mathematics, not text
+        steps = [m * 10.0**k for k in range(-3, 7) for m in (1, 2, 5)]
+        axes.xaxis.set_major_locator(FixedLocator([0, *(s for s in steps if typical / 2 <= s <= high)]))
+        # Matplotlib's own labels would be powers of ten, set as mathematics.
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.margins(x=0)
     axes.set_xlim(0, high * 1.06 or 1)
 

@@ -107,7 +107,8 @@ def _model_row(data: ReportData, model: ModelResults) -> ModelRow:
         str(model.settings.get("architecture") or NONE),
         format_number(schedule.get("steps") or (log["step"].max() if "step" in log else None), 0),
         format_number(log["epoch"].max() if "epoch" in log else len(log), 0),
-        duration(record.get("seconds")),
+        # Over all sittings, where a training was interrupted; `seconds` is the last one's.
+        duration(record.get("training_seconds", record.get("seconds"))),
         device or NONE,
         format_number(best, 3),
         next((str(h)[:12] for h in hashes if h), NONE),

@@ -63,6 +63,8 @@ def test_each_model_gets_its_file(load):
         assert "train00" not in text and "val00" not in text  # no case ids travel
         stage = json.loads((config.folder("train", name) / "stage.json").read_text())
         assert stage["counts"] == {"train": 3, "val": 1, "steps": 4} and stage["best"]["epoch"] in (1, 2)
+        # A model's time is its own: it does not begin with the model before it.
+        assert stage["seconds"] <= stage["training_seconds"] + 3
 
 
 def test_what_is_trained_is_skipped_and_a_new_model_disturbs_no_other(load, capsys):
