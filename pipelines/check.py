@@ -17,7 +17,7 @@ import pandas as pd
 from medseg.core.cases import map_cases
 from medseg.core.config import Section, load_yaml, override, parse
 from medseg.core.errors import ConfigError, ManifestError
-from medseg.core.files import file_sha256, json_sha256, write_text
+from medseg.core.files import file_sha256, json_sha256, remove, write_text
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Manifest, scan_manifest
 from medseg.core.progress import say
@@ -83,7 +83,7 @@ def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
     if sound and before and record.unchanged() and not redo:
         say(f"check: unchanged, skipped ({before['counts'].get('warnings', 0)} warnings, {config.folder('check')}/report.csv)")
         return 0
-    record.path.unlink(missing_ok=True)  # a report of today and a record of yesterday must not stand side by side
+    remove(record.path)  # a report of today and a record of yesterday must not stand side by side
     findings = _findings(cases, scheme, problems)
     problems += check_together(findings, scheme)
     table = report_table(problems, cases.root)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medseg.core.errors import CaseError, ConfigError, StageError
-from medseg.core.files import file_sha256, json_sha256
+from medseg.core.files import file_sha256, json_sha256, remove
 from medseg.core.labels import MOST_STRUCTURES, LabelScheme, Structure, load_label_scheme
 from medseg.core.manifest import Case
 from medseg.core.progress import say
@@ -64,7 +64,7 @@ def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: Ev
     folder = config.folder("evaluate")
     if len(evaluations) < 2:
         for name in (*COMPARISON_FILES, "stage.json"):  # of an earlier run with more models
-            (folder / name).unlink(missing_ok=True)
+            remove(folder / name)
         return
     tables = {model: [file_sha256(folder / model / name) for name in ("per_case.csv", "cases.csv")] for model in evaluations}
     record = StageRecord(folder, {"tables": tables, "evaluate": settings.model_dump(mode="json"), "seed": config.seed})

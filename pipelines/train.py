@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import StageError
-from medseg.core.files import file_sha256, write_json
+from medseg.core.files import file_sha256, remove, write_json
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, read_record
 from medseg.data.store import PreparedStore
@@ -136,7 +136,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 
 def _forget(folder: Path) -> None:
     for name in OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
 
 
 def _bundle(config: RunConfig, job: Job, trained: Trained) -> Bundle:
