@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import io
 import os
 import shutil
@@ -16,15 +17,15 @@ import pandas as pd
 
 from medseg.core.cases import map_cases
 from medseg.core.config import Section, load_yaml, override, parse
-from medseg.core.errors import ConfigError, ManifestError
+from medseg.core.errors import ConfigError, ManifestError, ModelFileError
 from medseg.core.files import file_sha256, json_sha256, remove, write_text
-from medseg.core.labels import LabelScheme
+from medseg.core.labels import LabelScheme, Structure
 from medseg.core.manifest import Manifest, scan_manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
 from medseg.data.check import CaseFindings, Problem, check_case, check_together, problem_of, problem_of_outcome
 from medseg.data.fetch import DATASETS
-from medseg.data.splits import fill_splits
+from medseg.data.splits import FOLD, fill_splits, fold_of_cases, pool_for_folds
 from medseg.inference.scans import scan_files
 from medseg.planning.config import PlanConfig
 from pipelines.config import KEYS, LABEL_KEYS, RunConfig
@@ -37,6 +38,7 @@ SECTIONS = {
     "evaluate": ("medseg.evaluation.config", "EvaluateConfig"),
     "report": ("medseg.reporting.config", "ReportConfig"),
 }
+TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # `training.track` -> the package that it needs
 COLUMNS = ["case_id", "file", "severity", "problem", "what_to_do"]
 BYTES_WORTH_WORKERS = 50e6  # below it, starting worker processes takes longer than reading the files
 MOST_ROWS_SHOWN = 40
@@ -49,11 +51,13 @@ def check(path: Path, assignments: list[str] | None = None, redo: bool = False) 
     for key in [key for key in settings if key not in KEYS]:
         problems.append(_unknown_key(key, KEYS, str(path), str(path)))
         del settings[key]
-    try:
-        config = RunConfig(Path(path), settings)
-    except ConfigError as error:
-        problems.append(problem_of(error, file=path))
-        config = RunConfig(Path(path), settings | {"seed": 0})
+    for key in [key for key in ("seed", "folds", "output") if key in settings]:
+        try:
+            RunConfig(Path(path), {key: settings[key]})
+        except ConfigError as error:
+            problems.append(problem_of(error, file=path))
+            del settings[key]
+    config = RunConfig(Path(path), settings)
     return _check(config, problems, redo)
 
 
@@ -63,11 +67,15 @@ def run(config: RunConfig, redo: bool = False) -> int:
 
 
 class _Cases(NamedTuple):
-    """What there is to check: the cases that the manifest names, their root, and what is known of them."""
+    """What there is to check: the cases that the manifest names, their root, and what is known of them.
+
+    `fold_of` names, in a cross-validation, the fold that holds each case out.
+    """
 
     manifest: Manifest | None
     root: Path
     spacing_mm: tuple[float, float, float] | None
+    fold_of: dict[str, int] = {}
 
 
 def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
@@ -85,7 +93,7 @@ def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
         return 0
     remove(record.path)  # a report of today and a record of yesterday must not stand side by side
     findings = _findings(cases, scheme, problems)
-    problems += check_together(findings, scheme)
+    problems += check_together(findings, scheme, cases.fold_of)
     table = report_table(problems, cases.root)
     write_text(config.folder("check") / "report.csv", table.to_csv(index=False, lineterminator="\n"))
     if len(table):
@@ -120,21 +128,39 @@ def config_problems(config: RunConfig) -> list[Problem]:
         _ = config.labels
     except ConfigError as error:
         problems.append(problem_of(error, file=config.path))
-    return [*problems, *_loss_problems(config), *_model_problems(config)]
+    return [*problems, *_training_problems(config), *_model_problems(config)]
 
 
-def _loss_problems(config: RunConfig) -> Iterator[Problem]:
-    """A loss that does not exist, or options that it does not know."""
+def _training_problems(config: RunConfig) -> Iterator[Problem]:
+    """A loss that does not exist or does not go with the class weights, a missing file, an extra that is not installed."""
+    from medseg.inference.bundle import read_bundle
     from medseg.losses.registry import build_loss
     from medseg.training.config import TrainingConfig
 
+    where = str(config.path)
     if not _sound(config, "training", TrainingConfig):
         return
     settings = config.section("training", TrainingConfig)
+    scheme = _scheme(config) or LabelScheme(structures=[Structure(name="any", id=1)])
     try:
-        build_loss(settings.loss, settings.loss_options, n_classes=2)
+        build_loss(settings.loss, settings.loss_options, scheme, [1.0] * scheme.n_classes if settings.class_weights else None)
     except ConfigError as error:
-        yield problem_of(error, file=config.path)
+        yield problem_of(error, file=where)
+    if isinstance(settings.class_weights, dict) and _scheme(config):
+        known = ["background", *scheme.names]
+        for name in [name for name in settings.class_weights if name not in known]:
+            text = f"{where}: training: `class_weights` names `{name}`, which is no structure"
+            yield Problem("error", text, f"name {', '.join(known)}", file=where)
+    if settings.init_from is not None:
+        try:
+            read_bundle(settings.init_from)
+        except ModelFileError as error:
+            text, cure = f"{where}: training: `init_from`: {problem_of(error).problem}", problem_of(error).cure
+            yield Problem("error", text, cure, file=where)
+    for name in settings.track:
+        if importlib.util.find_spec(TRACKERS[name]) is None:
+            text = f"{where}: training: `track` names {name}, which is not installed"
+            yield Problem("error", text, "run `pip install medseg[track]`, or leave it out", file=where)
 
 
 def _unknown_key(key: str, known: Sequence[str], where: str, file: str) -> Problem:
@@ -201,14 +227,19 @@ def _manifest(config: RunConfig) -> tuple[_Cases, list[Problem]]:
     except ManifestError as error:
         return nothing, [problem_of(error, file=data.manifest)]
     problems = [problem_of(error, error.case_id, data.manifest) for error in errors]
+    fold_of: dict[str, int] = {}
     try:
-        manifest = fill_splits(manifest, data.val_fraction, data.test_fraction, config.seed)
-    except ManifestError as error:
-        problems.append(problem_of(error, file=data.manifest))
+        if config.folds is None:
+            manifest = fill_splits(manifest, data.val_fraction, data.test_fraction, config.seed)
+        else:
+            manifest = pool_for_folds(manifest)
+            fold_of = fold_of_cases(config.cross_validation(manifest))
+    except (ConfigError, ManifestError) as error:
+        problems.append(problem_of(error, getattr(error, "case_id", ""), data.manifest))
     if not data.root.is_dir():
         cure = f"run `medseg fetch {data.name}`" if data.name in DATASETS else "state `data.root`"
         return nothing, [*problems, Problem("error", f"the data folder {data.root} does not exist", cure, file=str(data.root))]
-    return _Cases(manifest, data.root, data.spacing_mm), problems
+    return _Cases(manifest, data.root, data.spacing_mm, fold_of), problems
 
 
 def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem]:
@@ -219,7 +250,7 @@ def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem
     where = str(config.path)
     settings = {name: value for name, value in config.settings.items() if isinstance(value, dict)}
     try:
-        config.section("evaluate", EvaluateConfig).tolerances(config.labels.names)
+        config.section("evaluate", EvaluateConfig).tolerances(list(config.labels.measured))
     except ConfigError as error:
         if "surface_tolerance" in str(error):
             yield problem_of(error, file=where)
@@ -236,12 +267,26 @@ def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem
     except ConfigError as error:
         yield problem_of(error, file=where)
     if _sound(config, "predict", PredictConfig):
-        splits = config.section("predict", PredictConfig).split
-        if not manifest.of(*splits):
-            text = f"no case has the split {' or '.join(splits)}, so nothing would be predicted"
-            yield Problem("error", text, "give some cases that split, or name another in `predict.split`", file=where)
+        try:
+            splits = config.predicted_splits()
+            if not manifest.of(*splits):
+                text = f"no case has the split {' or '.join(splits)}, so nothing would be predicted"
+                yield Problem("error", text, "give some cases that split, or name another in `predict.split`", file=where)
+        except ConfigError as error:
+            yield problem_of(error, file=where)
+    yield from _unused_folds(config, manifest, where)
     yield from _modalities(settings.get("data", {}).get("modality"), manifest, where)
     yield from _pairs(config, where)
+
+
+def _unused_folds(config: RunConfig, manifest: Manifest, where: str) -> Iterator[Problem]:
+    """Settings and columns of a cross-validation that have no effect."""
+    stated = any(case.covariates.get(FOLD) for case in manifest.cases)
+    if config.folds is None and config.data.stratify_by:
+        yield Problem("warning", "`data.stratify_by` has no effect without `folds`", "state `folds`, or remove it", file=where)
+    elif config.folds is not None and stated and config.data.stratify_by:
+        text = "`data.stratify_by` has no effect: the manifest's column `fold` states the folds"
+        yield Problem("warning", text, "remove one of them", file=where)
 
 
 def _modalities(modality: Any, manifest: Manifest, where: str) -> Iterator[Problem]:
@@ -266,7 +311,7 @@ def _pairs(config: RunConfig, where: str) -> Iterator[Problem]:
 
 def _inputs(config: RunConfig, cases: _Cases) -> dict[str, Any]:
     """What the check of the cases depends on. Files count by size and time: reading them would be the check itself."""
-    settings = {key: config.settings.get(key) for key in ("data", "seed", *LABEL_KEYS)}
+    settings = {key: config.settings.get(key) for key in ("data", "seed", "folds", *LABEL_KEYS)}
     if cases.manifest is None:
         return settings
     named = (path for case in cases.manifest.cases for path in (*case.images, case.label) if path is not None)

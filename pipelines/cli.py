@@ -34,7 +34,7 @@ def _stage(name: str, config: Path, assignments: list[str] | None, redo: bool) -
 
     loaded = RunConfig.load(config, assignments)
     code = importlib.import_module(f"pipelines.{name}").run(loaded, redo=redo)
-    if name in ("prepare", "train"):
+    if name in ("prepare", "train") and os.environ.get("RANK", "0") == "0":  # torchrun starts several of us; one writes
         loaded.save()  # after the stage has accepted it: the folder's results and its configuration belong together
     raise typer.Exit(code)
 
@@ -153,6 +153,19 @@ def segment(
     options = {"overlap": overlap, "mirror": mirror, "device": device, "precision": precision}
     options |= {"batch": batch, "workers": workers, "spacing_mm": spacing_mm, "redo": redo}
     raise typer.Exit(_call("segment", "segment", model, input, output, **options))
+
+
+@app.command()
+def ablate(
+    config: Config,
+    vary: Annotated[
+        list[str],
+        typer.Option("--vary", help="Values of a setting: key.path=a,b, read as YAML. May be repeated.", metavar="KEY=A,B"),
+    ],
+    assignments: Set = None,
+) -> None:
+    """Run every combination of some settings, and compare them with the first in one report."""
+    raise typer.Exit(_call("ablate", "ablate", config, vary, assignments or []))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from medseg.core.labels import MOST_STRUCTURES, LabelScheme, Structure, load_lab
 from medseg.core.manifest import Case
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
+from medseg.data.splits import fold_of_cases
 from medseg.evaluation.compare import Comparison, compare_evaluations
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import FEW, comparison_text, summary_text
 from medseg.evaluation.pairs import Pair, Unmatched, pair_cases, pair_folders
 from medseg.evaluation.summary import summarise
 from medseg.evaluation.table import Evaluation, evaluate_cases, load_evaluation, write_evaluation, write_table
-from medseg.inference.config import PredictConfig
 from medseg.inference.scans import images_sha256
 from medseg.io.formats import read_labels
 from pipelines.config import RunConfig
@@ -38,8 +38,9 @@ def run(config: RunConfig, redo: bool = False) -> int:
     Raises: StageError where a model has not predicted yet, ConfigError, ManifestError.
     """
     settings = config.section("evaluate", EvaluateConfig)
-    splits = config.section("predict", PredictConfig).split
-    cases = config.manifest().of(*splits)
+    splits, manifest = config.predicted_splits(), config.manifest()
+    cases = manifest.of(*splits)
+    fold_of = fold_of_cases(config.cross_validation(manifest)) if config.out_of_fold else {}
     if not cases:
         raise StageError(f"{config.path}: no case has the split {' or '.join(splits)}; name some in the manifest.")
     unit = config.sampling_unit(cases)
@@ -47,14 +48,15 @@ def run(config: RunConfig, redo: bool = False) -> int:
     for model in config.model_names:
         pairs = pair_cases(cases, _predictions(config.folder("predict", model), model, cases))
         inputs = {
-            "split": splits,
+            "split": list(splits),
+            "folds": fold_of,
             "sampling_unit": unit,
             "spacing_mm": config.data.spacing_mm,
             "predictions_csv": file_sha256(config.folder("predict", model, "predictions.csv")),
         }
         folder, title = config.folder("evaluate", model), f"evaluate {model}"
         evaluations[model] = _evaluate(
-            pairs, config.labels, settings, folder, title, inputs, config.seed, config.data.spacing_mm, redo=redo
+            pairs, config.labels, settings, folder, title, inputs, config.seed, config.data.spacing_mm, fold_of, redo
         )
     _compare(config, evaluations, settings, redo)
     return int(any(_failed(e) for e in evaluations.values()))
@@ -142,10 +144,13 @@ def _evaluate(
     inputs: dict[str, Any],
     seed: int,
     spacing_mm: tuple[float, float, float] | None = None,
+    fold_of: Mapping[str, int] | None = None,
     redo: bool = False,
 ) -> Evaluation:
     """Measure and write one evaluation, or leave the one that stands there where nothing has changed.
 
+    Args:
+        fold_of: of a cross-validation, the fold that held each case out; it becomes a column of per_case.csv.
     Returns: what stands in the tables, as a later run would read it, so that rounded figures meet rounded ones.
     """
     record = StageRecord(folder, inputs | _read_by_all(pairs, scheme, settings, seed))
@@ -153,6 +158,8 @@ def _evaluate(
         say(f"{title}: unchanged, skipped")
         return load_evaluation(folder)
     evaluation = evaluate_cases(pairs, scheme, settings, spacing_mm, title)
+    if fold_of:
+        evaluation.per_case.insert(2, "fold", evaluation.per_case["case_id"].map(fold_of))
     summary = summarise(evaluation, settings, seed)
     write_evaluation(folder, evaluation)
     write_table(folder / "summary.csv", summary)

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import CaseError, ConfigError, ModelFileError, StageError
+from medseg.core.files import remove, write_text
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
+from medseg.core.record import read_record as read_stage
+from medseg.data.splits import fold_of_cases
 from medseg.inference.bundle import Bundle, read_bundle
 from medseg.inference.config import PredictConfig
 from medseg.inference.scans import Scan, images_sha256
-from medseg.inference.segment import Record, exit_code, options_of, read_record, segment_scans, stands
+from medseg.inference.segment import Record, exit_code, options_of, predictions_csv, read_record, segment_scans, stands
 from pipelines.config import RunConfig
 
 
+@dataclass(frozen=True)
+class Part:
+    """Scans and the model file that they go through."""
+
+    model: Path
+    scans: list[Scan]
+
+
 def run(config: RunConfig, redo: bool = False) -> int:
-    """Predict the cases of `predict.split` with every model. Returns the exit code: 1 where some case failed."""
-    settings = config.section("predict", PredictConfig)
+    """Predict the cases of `predict.split` with every model. Returns the exit code: 1 where some case failed.
+
+    In a cross-validation each case goes through the model of the fold that held it out; with `predict.split: test`, the test
+    cases go through all folds' models together.
+    """
+    settings, splits = config.section("predict", PredictConfig), config.predicted_splits()
     manifest = config.manifest()
-    scans = [Scan(case.case_id, case.images) for case in manifest.of(*settings.split)]
+    scans = [Scan(case.case_id, case.images) for case in manifest.of(*splits)]
     if not scans:
-        raise ConfigError(f"{manifest.path} has no case of split {' or '.join(settings.split)}; name another in `predict.split`.")
+        raise ConfigError(f"{manifest.path} has no case of split {' or '.join(splits)}; name another in `predict.split`.")
+    fold_of = fold_of_cases(config.cross_validation(manifest)) if config.out_of_fold else {}
     hashes = {scan.case_id: _hash(scan) for scan in scans}
-    return max(_predict(config, name, settings, manifest, scans, hashes, redo) for name in config.model_names)
+    return max(_predict(config, name, settings, manifest, scans, hashes, fold_of, redo) for name in config.model_names)
 
 
 def _predict(
@@ -35,32 +52,68 @@ def _predict(
     manifest: Manifest,
     scans: list[Scan],
     hashes: dict[str, str],
+    fold_of: dict[str, int],
     redo: bool,
 ) -> int:
-    path, output, spacing_mm = (
-        config.folder("train", name) / "model.medseg",
-        config.folder("predict", name),
-        config.data.spacing_mm,
-    )
-    if not path.is_file():
-        raise StageError(f"{path} does not exist; run `medseg train` first.")
-    bundle = read_bundle(path)
-    _check_labels(bundle, config.labels, path)
-    _check_channels(bundle, manifest, path)
+    output, spacing_mm = config.folder("predict", name), config.data.spacing_mm
+    parts = _parts(config, name, scans, fold_of)
+    bundles = [_read(part, config.labels, manifest) for part in parts]
     inputs: dict[str, Any] = {
-        "options": options_of(bundle, settings.engine, spacing_mm),
-        "split": settings.split,
-        "model": bundle.sha256,
+        "options": options_of(bundles[0], settings.engine, spacing_mm),
+        "split": list(config.predicted_splits()),
+        "model": [bundle.sha256 for bundle in bundles],
         "cases": hashes,
+        "folds": fold_of,
     }
     record = StageRecord(output, inputs)
     if not redo and record.unchanged() and _all_stand(scans, output):
         say(f"predict {name}: unchanged, skipped")
         return 0
     assert config.data.root is not None
-    records = segment_scans(path, scans, config.data.root, output, settings.engine, f"predict {name}", spacing_mm, redo)
-    record.write("predict", config.seed, _counts(records), model=name)
-    return exit_code(records)
+    remove(record.path)
+    records: dict[str, Record] = {}
+    for number, part in enumerate(parts):
+        title = f"predict {name}" + (f" fold {number}" if fold_of else "")
+        made = segment_scans(
+            part.model, part.scans, config.data.root, output, settings.engine, title, spacing_mm, redo, table=not fold_of
+        )
+        records |= {r.case_id: r for r in made}
+    ordered = [records[scan.case_id] for scan in scans]
+    if fold_of:
+        write_text(output / "predictions.csv", predictions_csv(ordered))
+    record.write("predict", config.seed, _counts(ordered), model=name)
+    return exit_code(ordered)
+
+
+def _parts(config: RunConfig, name: str, scans: list[Scan], fold_of: dict[str, int]) -> list[Part]:
+    """All scans through the model, or those that each fold held out through the fold's.
+
+    Raises: StageError where a model is missing, or a fold's model has seen a case that it should be measured on.
+    """
+    if not fold_of:
+        parts = [Part(config.folder("train", name, "model.medseg"), scans)]
+    else:
+        parts = [
+            Part(config.fold_folder(name, number) / "model.medseg", [s for s in scans if fold_of[s.case_id] == number])
+            for number in range(max(fold_of.values()) + 1)
+        ]
+    for part in parts:
+        if not part.model.is_file():
+            raise StageError(f"{part.model} does not exist; run `medseg train` first.")
+        seen = (read_stage(part.model.parent) or {}).get("inputs", {}).get("cases", {}) if fold_of else {}
+        if known := [scan.case_id for scan in part.scans if scan.case_id in seen]:
+            raise StageError(
+                f"{part.model} has seen {len(known)} of the cases that its fold holds out (such as {known[0]}): the folds have "
+                "changed since it was trained; restore them, or train again."
+            )
+    return parts
+
+
+def _read(part: Part, labels: LabelScheme, manifest: Manifest) -> Bundle:
+    bundle = read_bundle(part.model)
+    _check_labels(bundle, labels, part.model)
+    _check_channels(bundle, manifest, part.model)
+    return bundle
 
 
 def _hash(scan: Scan) -> str:

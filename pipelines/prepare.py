@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from medseg.core.cases import map_cases
 from medseg.core.errors import ConfigError, StageError
-from medseg.core.files import json_sha256, remove, write_text
-from medseg.core.labels import LabelScheme
-from medseg.core.manifest import Case
+from medseg.core.files import file_sha256, remove, remove_leftovers, write_text
+from medseg.core.manifest import Case, Manifest
 from medseg.core.progress import say
-from medseg.core.record import StageRecord
-from medseg.core.volume import Volume
-from medseg.data.normalise import require_finite
-from medseg.data.preprocess import Preprocessing
+from medseg.core.record import StageRecord, read_record
 from medseg.data.store import PreparedStore
-from medseg.data.transforms import LoadVolumed, apply, training_transform
+from medseg.inference.bundle import read_bundle
 from medseg.inference.scans import images_sha256
 from medseg.models.registry import parse_models
+from medseg.planning.cases import MeasureCase, StoreCase, together
 from medseg.planning.config import PlanConfig
-from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, measure
+from medseg.planning.edited import edited_plan, values_of
+from medseg.planning.machine import granted_here
 from medseg.planning.plan import Plan, make_plan
+from medseg.training.config import TrainingConfig
+from medseg.training.preview import draw_preview
 from pipelines.config import RunConfig
-
-Spacing = tuple[float, float, float] | None
 
 CASES_PER_WORKER = 16  # starting a worker process takes about as long as preparing that many small cases
 
 
 def run(config: RunConfig, redo: bool = False) -> int:
-    """Fingerprint, plan and prepared arrays of the training and validation cases. Returns the exit code."""
-    settings, data, scheme = config.section("plan", PlanConfig), config.data, config.labels
-    models = parse_models(config.models, str(config.path))
+    """Fingerprint, plan and prepared arrays of the training and validation cases. Returns the exit code.
+
+    A plan.json that was edited since is kept where all that it was derived from is unchanged.
+    """
+    settings, training = config.section("plan", PlanConfig), _training(config)
     manifest = config.manifest()
     cases = manifest.of("train", "val")
     if unlabelled := [case.case_id for case in cases if case.label is None]:
@@ -44,90 +41,168 @@ def run(config: RunConfig, redo: bool = False) -> int:
     workers = settings.workers or max(1, min(os.cpu_count() or 1, len(cases) // CASES_PER_WORKER))
     outcomes = map_cases(_hash_case, cases, "prepare: reading files", workers=1)
     _all_or_stop(outcomes)
-    hashes = {o.item.case_id: o.result for o in outcomes}
-    inputs = {
+    hashes: dict[str, list[str]] = {o.item.case_id: o.result or [] for o in outcomes}
+    record = StageRecord(config.folder("prepare"), _inputs(config, settings, training, manifest, hashes))
+    before = record.previous()
+    if before is None or not record.unchanged() or redo or not _plan_path(config).is_file():
+        plan, facts = _derive(config, settings, training, manifest, hashes, workers, record)
+    elif before.get("plan_sha256") != file_sha256(_plan_path(config)):
+        plan, facts = _keep_edited(config, before)
+    else:
+        say("prepare: unchanged, skipped")
+        _preview(config, training, manifest, Plan.load(_plan_path(config)), redo)
+        return 0
+    job = StoreCase(config.folder("prepare", "cases"), plan.preprocessing, config.labels, config.data.spacing_mm, hashes)
+    _all_or_stop(map_cases(job, cases, "prepare: cases", workers))
+    counts = {"train": len(manifest.of("train")), "val": len(manifest.of("val"))}
+    facts |= {"plan_sha256": file_sha256(_plan_path(config)), "preprocessing": plan.preprocessing.model_dump(mode="json")}
+    record.write("prepare", config.seed, counts, **facts)
+    _preview(config, training, manifest, plan, redo)
+    return 0
+
+
+def plan_of(config: RunConfig) -> Plan:
+    """The plan that the prepared cases were made with; what a user edited in it since stands, where it concerns training only.
+
+    Raises: StageError where `prepare` has not finished, or where the edit concerns the cases; ConfigError where it broke the
+        file.
+    """
+    record = read_record(config.folder("prepare"))
+    if record is None:
+        raise StageError(f"{config.folder('prepare')} is not finished; run `medseg prepare` first.")
+    plan = Plan.load(_plan_path(config))
+    if plan.preprocessing.model_dump(mode="json") != record.get("preprocessing"):
+        raise StageError(f"{_plan_path(config)}: plan.json was edited after the cases were prepared; run `medseg prepare` first.")
+    return plan
+
+
+def _derive(
+    config: RunConfig,
+    settings: PlanConfig,
+    training: TrainingConfig | None,
+    manifest: Manifest,
+    hashes: dict[str, list[str]],
+    workers: int,
+    record: StageRecord,
+) -> tuple[Plan, dict[str, Any]]:
+    """Measure, plan and write the plan; also what the stage's record says of it."""
+    data, scheme, folder = config.data, config.labels, config.folder("prepare")
+    measure = MeasureCase(folder / "fingerprints", scheme, data.spacing_mm, hashes)
+    measured = map_cases(measure, manifest.of("train"), "prepare: fingerprint", workers)
+    _all_or_stop(measured)
+    fingerprint = together([o.result for o in measured if o.result is not None])
+    granted = granted_here(
+        settings.memory_gb, training.device if training else "auto", training.budget_minutes if training else None
+    )
+    models = {name: dict(model) for name, model in record.inputs["models"].items()}
+    plan = make_plan(
+        fingerprint,
+        settings,
+        scheme,
+        manifest.channels,
+        data.modality,  # type: ignore[arg-type]
+        models,
+        granted,
+        _start(training),
+    )
+    _keep_copy_of_edit(config, record)
+    remove_leftovers(folder)
+    remove(record.path)  # until all is written anew, what stands here is a mixture and not finished
+    write_text(folder / "fingerprint.json", fingerprint.model_dump_json(indent=2) + "\n")
+    plan.save(_plan_path(config))
+    _tell(plan)
+    return plan, {"plan": values_of(plan), "edited": [], "granted": granted.model_dump()}
+
+
+def _keep_edited(config: RunConfig, before: dict[str, Any]) -> tuple[Plan, dict[str, Any]]:
+    """The edited plan with its reasons, checked. The record stays until the cases fit it, so a kill loses no edit."""
+    path = _plan_path(config)
+    plan, changed = edited_plan(Plan.load(path), before["plan"], config.labels.n_outputs, str(path))
+    plan.save(path)
+    say(f"plan.json was edited: kept ({', '.join(changed) or 'no value differs'})")
+    return plan, {"plan": before["plan"], "edited": changed, "granted": before["granted"]}
+
+
+def _keep_copy_of_edit(config: RunConfig, record: StageRecord) -> None:
+    """An edit that is derived anew, since the data or the configuration changed, is set aside and not lost."""
+    path, before = _plan_path(config), record.previous()
+    if before is None or "plan_sha256" not in before or not path.is_file():
+        return
+    if before["edited"] or before["plan_sha256"] != file_sha256(path):
+        kept = path.with_name("plan.edited.json")
+        write_text(kept, path.read_text(encoding="utf-8"))
+        say(f"plan.json was edited, and what it was derived from has changed: derived anew, the edited one is kept as {kept}")
+
+
+def _inputs(
+    config: RunConfig,
+    settings: PlanConfig,
+    training: TrainingConfig | None,
+    manifest: Manifest,
+    hashes: dict[str, list[str]],
+) -> dict[str, Any]:
+    """What the plan and the cases depend on. The machine's memory does not count: a plan is made once and then kept."""
+    models = parse_models(config.models, str(config.path))
+    return {
         "plan": settings.model_dump(exclude={"workers"}),
-        "data": {"modality": data.modality, "spacing_mm": data.spacing_mm},
-        "labels": scheme.model_dump(),
+        "data": {"modality": config.data.modality, "spacing_mm": config.data.spacing_mm},
+        "labels": config.labels.model_dump(),
         "channels": manifest.channels,
         "models": {
             name: {"architecture": m.architecture, "options": m.options.model_dump(mode="json")} for name, m in models.items()
         },
-        "cases": {case.case_id: [case.split, hashes[case.case_id]] for case in cases},
+        "training": training
+        and {
+            "budget_minutes": training.budget_minutes,
+            "device": training.device,
+            "init_from": training.init_from and read_bundle(training.init_from).sha256,
+        },
+        "cases": {case.case_id: [case.split, hashes[case.case_id]] for case in manifest.of("train", "val")},
     }
-    record = StageRecord(config.folder("prepare"), inputs)
-    if record.unchanged() and not redo:
-        say("prepare: unchanged, skipped")
-        return 0
-
-    measured = map_cases(
-        partial(measure_case, scheme=scheme, spacing_mm=data.spacing_mm), manifest.of("train"), "prepare: fingerprint", workers
-    )
-    _all_or_stop(measured)
-    fingerprint = _together([o.result for o in measured if o.result is not None])
-    plan = make_plan(fingerprint, settings, scheme, manifest.channels, data.modality, inputs["models"])  # type: ignore[arg-type]
-    remove(record.path)  # until all is written anew, what stands here is a mixture and not finished
-    write_text(config.folder("prepare") / "fingerprint.json", fingerprint.model_dump_json(indent=2) + "\n")
-    plan.save(config.folder("prepare") / "plan.json")
-    _tell(plan)
-
-    job = StoreCase(config.folder("prepare", "cases"), plan.preprocessing, scheme, data.spacing_mm, hashes)  # type: ignore[arg-type]
-    _all_or_stop(map_cases(job, cases, "prepare: cases", workers))
-    record.write("prepare", config.seed, {"train": len(manifest.of("train")), "val": len(manifest.of("val"))})
-    return 0
 
 
-@dataclass(frozen=True)
-class Measured:
-    fingerprint: CaseFingerprint
-    channels: int
+def _training(config: RunConfig) -> TrainingConfig | None:
+    """The section `training`, which bounds the plan by its time; None where there is none yet."""
+    return config.section("training", TrainingConfig) if config.settings.get("training") else None
 
 
-def measure_case(case: Case, scheme: LabelScheme, spacing_mm: Spacing) -> Measured:
-    """Read one case on its own grid and measure it. Raises: CaseError."""
-    loaded = LoadVolumed(["image", "label"], ("label",), scheme, spacing_mm)({"image": case.images, "label": case.label})
-    volume = Volume(np.asarray(loaded["image"]), loaded["image_grid"])
-    require_finite(volume.array, case.case_id)
-    return Measured(measure(volume, np.asarray(loaded["label"])[0], scheme), len(volume.array))
+def _start(training: TrainingConfig | None) -> Plan | None:
+    """The plan of the model that the training starts from, with that model in it."""
+    if training is None or training.init_from is None:
+        return None
+    about = read_bundle(training.init_from).description
+    network = {"architecture": about.architecture, "options": about.options}
+    return about.plan.model_copy(update={"models": {about.model: network}})
 
 
-@dataclass(frozen=True)
-class StoreCase:
-    """Preprocess one case and store it, unless the same case stands there already."""
+def _preview(config: RunConfig, training: TrainingConfig | None, manifest: Manifest, plan: Plan, redo: bool) -> None:
+    """The contact sheet of augmented patches, anew where something that it shows has changed."""
+    if training is None:
+        return
+    store = PreparedStore(config.folder("prepare", "cases"))
+    train_ids = [case.case_id for case in manifest.of("train")]
+    inputs = {
+        "augmentation": training.augmentation.model_dump(mode="json"),
+        "plan": plan.model_dump(mode="json", include={"preprocessing", "patch_voxels", "flips", "swaps"}),
+        "seed": config.seed,
+        "cases": {case_id: store.key(case_id) for case_id in train_ids},
+    }
+    record = StageRecord(config.folder("prepare", "augmentation"), inputs)
+    picture = record.folder / "patches.png"
+    if record.unchanged() and picture.is_file() and not redo:
+        return
+    remove(record.path)
+    draw_preview(picture, store, train_ids, plan, training.augmentation, config.seed)
+    record.write("augmentation preview", config.seed, {"cases": len(train_ids)})
+    say(f"prepare: augmented patches to look at: {picture}")
 
-    folder: Path
-    preprocessing: Preprocessing
-    scheme: LabelScheme
-    spacing_mm: Spacing
-    hashes: dict[str, list[str]]
 
-    def __call__(self, case: Case) -> None:
-        store = PreparedStore(self.folder)
-        settings = [self.preprocessing.model_dump(), self.scheme.model_dump(), self.spacing_mm]
-        key = json_sha256([settings, self.hashes[case.case_id]])
-        if store.key(case.case_id) == key:
-            return
-        transform = training_transform(self.preprocessing, self.scheme, self.spacing_mm)
-        prepared = apply(transform, {"image": case.images, "label": case.label, "case_id": case.case_id})
-        store.write(case.case_id, key, np.asarray(prepared["image"]), np.asarray(prepared["label"])[0])
+def _plan_path(config: RunConfig) -> Path:
+    return config.folder("prepare") / "plan.json"
 
 
 def _hash_case(case: Case) -> list[str]:
     return [images_sha256([path]) for path in (*case.images, case.label) if path is not None]
-
-
-def _together(measured: list[Measured]) -> Fingerprint:
-    channels = {m.channels for m in measured}
-    physical = {m.fingerprint.physical for m in measured}
-    if len(channels) > 1:
-        raise StageError(
-            f"the training images have different numbers of channels ({sorted(channels)}); `medseg check` names them."
-        )
-    if len(physical) > 1:
-        raise StageError(
-            "some training images state a physical size and others do not; state `data.spacing_mm` or separate them."
-        )
-    return Fingerprint(channels=channels.pop(), physical=physical.pop(), cases=[m.fingerprint for m in measured])
 
 
 def _all_or_stop(outcomes: list) -> None:  # type: ignore[type-arg]
@@ -141,14 +216,15 @@ def _all_or_stop(outcomes: list) -> None:  # type: ignore[type-arg]
 
 
 def _tell(plan: Plan) -> None:
+    """The plan in the console; what keeps left and right apart is said here too (`flips`)."""
     say("plan:")
-    values = {
-        "spacing": plan.preprocessing.spacing,
-        "patch_voxels": plan.patch_voxels,
-        "batch_size": plan.batch_size,
-        "flips": plan.flips,
-        "crop_nonzero": plan.preprocessing.crop_nonzero,
-        "normalisation": "",
-    }
-    for key, value in values.items():
-        say(f"  {key} {value if value is not None else 'own'}: {plan.reasons[key]}")
+    told = ("spacing", "order", "crop_nonzero", "normalisation", "patch_voxels", "batch_size", "flips")
+    for key in (*told, *(f"models.{name}" for name in plan.models)):
+        value = values_of(plan)[key]
+        say(f"  {key} {_short(value)}: {plan.reasons[key]}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value)):
+        return ""
+    return "own" if value is None else str(value)

@@ -7,9 +7,10 @@ from typing import Any
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256
+from medseg.core.manifest import Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, read_record
-from medseg.inference.config import PredictConfig
+from medseg.data.splits import FOLD
 from medseg.reporting.collect import OF_EACH_MODEL, STAGES, Facts, collect_folders, collect_run
 from medseg.reporting.config import ReportConfig
 from medseg.reporting.html import write_report
@@ -23,6 +24,7 @@ READ = (
     "evaluate/*/*.csv",
     "predict/*/predictions.csv",
     "train/*/log.csv",
+    "train/*/fold_*/log.csv",
     "train/*/schedule.json",
     *(f"{stage}/stage.json" for stage in STAGES),
     *(f"{stage}/*/stage.json" for stage in OF_EACH_MODEL),
@@ -41,14 +43,14 @@ def run(config: RunConfig, redo: bool = False) -> int:
         raise ConfigError(
             f"{config.path}: report: `channel`: the manifest has no channel `{settings.channel}` (it has: {known})."
         )
-    splits = tuple(config.section("predict", PredictConfig).split)
-    facts = Facts(data.name, data.note, data.citation, data.licence, data.sampling_unit, data.spacing_mm, splits)
+    facts = facts_of(config, manifest)
     folder = config.folder("report")
     inputs: dict[str, Any] = {
         "report": settings.model_dump(),
         "data": data.model_dump(mode="json"),
         "labels": config.labels.model_dump(),
-        "splits": splits,
+        "splits": facts.splits,
+        "design": facts.design,
         "models": config.model_names,
         "cases": [[c.case_id, c.split, *map(str, c.images), str(c.label or "")] for c in manifest.cases],
         "files": {
@@ -73,6 +75,33 @@ def run(config: RunConfig, redo: bool = False) -> int:
     record.write("report", config.seed, {"models": len(report.models), "absent": len(report.absent)})
     say(f"report: {path}")
     return 0
+
+
+def facts_of(config: RunConfig, manifest: Manifest) -> Facts:
+    """What a report of this run says of its data, and of how cases were separated."""
+    data = config.data
+    return Facts(
+        data.name,
+        data.note,
+        data.citation,
+        data.licence,
+        data.sampling_unit,
+        data.spacing_mm,
+        config.predicted_splits(),
+        design=_design(config, manifest),
+    )
+
+
+def _design(config: RunConfig, manifest: Manifest) -> str:
+    """The cross-validation in words; empty without one."""
+    if config.folds is None:
+        return ""
+    unit = "patient" if any(case.patient_id for case in manifest.cases) else "case"
+    stated = any(case.covariates.get(FOLD) for case in manifest.of("train"))
+    columns = " and ".join(config.data.stratify_by)
+    how = ", as the manifest states" if stated else f", stratified by {columns}" if columns else ""
+    what = "out-of-fold predictions" if config.out_of_fold else "test cases predicted by all folds' models together"
+    return f"{config.folds}-fold cross-validation, {what}, grouped by {unit}{how}"
 
 
 def _commands(config: RunConfig) -> tuple[str, ...]:

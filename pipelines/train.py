@@ -1,26 +1,39 @@
-"""Stage `train`: each model of the configuration on the prepared cases. Test cases are not read."""
+"""Stage `train`: each model of the configuration on the prepared cases. Test cases are not read.
+
+Under `torchrun ... -m pipelines.train CONFIG` several processes train one model together; the first of them writes the files.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import StageError
-from medseg.core.files import file_sha256, remove, write_json
+from medseg.core.files import file_sha256, remove, write_json, write_text
+from medseg.core.manifest import Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, read_record
+from medseg.data.splits import Fold, fold_of_cases
 from medseg.data.store import PreparedStore
-from medseg.inference.bundle import Bundle, Description, write_bundle
+from medseg.inference.bundle import Bundle, Description, read_bundle, write_bundle
 from medseg.inference.card import fingerprint_ranges, model_card
 from medseg.models.registry import ModelSettings, parse_models
 from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
 from medseg.training.config import TrainingConfig
+from medseg.training.distributed import Processes, processes
+from medseg.training.ensemble import join_folds
+from medseg.training.finish import Finish, choose_finish
 from medseg.training.job import Job
 from medseg.training.loop import Trained, train_model
+from medseg.training.start import origin
 from pipelines.config import RunConfig
+from pipelines.prepare import plan_of
 
 OWN_FILES = (
     "stage.json",
@@ -32,13 +45,17 @@ OWN_FILES = (
     "last.safetensors",
     "last.previous.safetensors",
     "best.safetensors",
+    "best.next.safetensors",
 )
-# Settings that change neither the weights nor what they cost to make again.
-FREE_SETTINGS = {"workers", "checkpoint_minutes"}
+# Settings that change neither the weights nor what they cost to make again; the file of `init_from` counts by its content.
+FREE_SETTINGS = {"workers", "checkpoint_minutes", "track", "init_from"}
 
 
 def run(config: RunConfig, redo: bool = False) -> int:
     """Train every model that is not trained yet; a training that was interrupted goes on. Returns the exit code.
+
+    With `folds` every fold of a model is a training of its own in `train/<model>/fold_<k>`, and `train/<model>/model.medseg` is
+    all of them together.
 
     Args:
         redo: throw finished and half-done trainings away and begin anew.
@@ -47,32 +64,32 @@ def run(config: RunConfig, redo: bool = False) -> int:
     settings = config.section("training", TrainingConfig)
     if read_record(config.folder("prepare")) is None:
         raise StageError(f"{config.folder('prepare')} is not finished; run `medseg prepare` first.")
-    plan = Plan.load(config.folder("prepare") / "plan.json")
-    jobs = [_job(config, name, model, settings, plan) for name, model in parse_models(config.models, str(config.path)).items()]
-    records = [StageRecord(job.folder, _inputs(job)) for job in jobs]
-    for job, record in zip(jobs, records, strict=True):
-        if redo:
-            _forget(job.folder)
-        else:
-            _refuse_other_inputs(job, record)
-    for job, record in zip(jobs, records, strict=True):
-        if record.unchanged() and (job.folder / "model.medseg").is_file():
-            say(f"train {job.name}: unchanged, skipped")
-            continue
-        record.begin()
-        write_json(job.folder / "inputs.json", record.inputs)
-        trained = train_model(job)
-        write_bundle(job.folder / "model.medseg", _bundle(config, job, trained))
-        _finish(config, job, record, trained)
+    manifest, plan = config.manifest(), plan_of(config)
+    folds = config.cross_validation(manifest)
+    jobs = {
+        name: [_fold_job(config, whole, fold) for fold in folds] or [whole]
+        for name, model in parse_models(config.models, str(config.path)).items()
+        for whole in [_job(config, manifest, name, model, settings, plan)]
+    }
+    with processes(settings.device) as team:
+        if team.main:
+            _clear_or_refuse(config, jobs, redo)
+            if folds:
+                _write_folds(config.folder("train", "folds.csv"), manifest, folds)
+        team.barrier()
+        for name, rounds in jobs.items():
+            for job in rounds:
+                _train(config, job, team)
+            if folds and team.main:
+                _join(config, name, rounds)
     return 0
 
 
-def _job(config: RunConfig, name: str, model: ModelSettings, settings: TrainingConfig, plan: Plan) -> Job:
-    manifest = config.manifest()
+def _job(config: RunConfig, manifest: Manifest, name: str, model: ModelSettings, settings: TrainingConfig, plan: Plan) -> Job:
+    """The training of a model on the manifest's splits."""
     return Job(
         name=name,
-        architecture=model.architecture,
-        options=model.options.model_dump(mode="json"),
+        **_network(config, name, model, plan),
         settings=settings,
         plan=plan,
         labels=config.labels,
@@ -84,6 +101,107 @@ def _job(config: RunConfig, name: str, model: ModelSettings, settings: TrainingC
     )
 
 
+def _network(config: RunConfig, name: str, model: ModelSettings, plan: Plan) -> dict[str, Any]:
+    """Architecture and options: the plan's, with every size in them; the configuration's where the plan was made for others."""
+    asked = {"architecture": model.architecture, "options": model.options.model_dump(mode="json")}
+    planned_for = (read_record(config.folder("prepare")) or {}).get("inputs", {}).get("models", {}).get(name)
+    return dict(plan.models[name]) if name in plan.models and planned_for == asked else asked
+
+
+def _fold_job(config: RunConfig, job: Job, fold: Fold) -> Job:
+    """One round of a cross-validation. The cases that it holds out are not among the job's."""
+    return replace(
+        job,
+        name=f"{job.name} fold {fold.number}",
+        train_ids=list(fold.train),
+        val_ids=list(fold.val),
+        folder=config.fold_folder(job.name, fold.number),
+    )
+
+
+def _clear_or_refuse(config: RunConfig, jobs: dict[str, list[Job]], redo: bool) -> None:
+    for name in jobs:
+        folder = config.folder("train", name)
+        if redo:
+            for place in (folder, *folder.glob("fold_*")):
+                _forget(place)
+        elif config.folds is not None and (folder / "inputs.json").is_file():
+            raise StageError(
+                f"{folder} holds a training without folds; start anew with `--redo train`, or choose another `output`."
+            )
+    for job in [job for rounds in jobs.values() for job in rounds]:
+        _refuse_other_inputs(job, _record(job))
+
+
+def _write_folds(path: Path, manifest: Manifest, folds: Sequence[Fold]) -> None:
+    """folds.csv: which fold holds each case of the pool out."""
+    fold_of = fold_of_cases(folds)
+    rows = [f"{c.case_id},{c.patient_id},{fold_of[c.case_id]}" for c in manifest.cases if c.case_id in fold_of]
+    write_text(path, "\n".join(["case_id,patient_id,fold", *rows]) + "\n")
+
+
+def _record(job: Job) -> StageRecord:
+    return StageRecord(job.folder, _inputs(job))
+
+
+def _train(config: RunConfig, job: Job, team: Processes) -> None:
+    record = _record(job)
+    if team.gather(record.unchanged() and (job.folder / "model.medseg").is_file())[0]:
+        if team.main:
+            say(f"train {job.name}: unchanged, skipped")
+        return
+    if team.main:
+        write_json(job.folder / "inputs.json", record.inputs)
+    trained = train_model(job, team)
+    if team.main:
+        finish = choose_finish(job, trained.weights)
+        write_bundle(job.folder / "model.medseg", _bundle(config, job, trained, finish))
+        _finish(config, job, record, trained, finish)
+    team.barrier()
+
+
+def _join(config: RunConfig, name: str, rounds: Sequence[Job]) -> None:
+    """The folds' models in one file, and the record of the whole cross-validation."""
+    folder, data = config.folder("train", name), config.data
+    bundles = [read_bundle(job.folder / "model.medseg") for job in rounds]
+    record = StageRecord(folder, {"folds": [bundle.sha256 for bundle in bundles]})
+    if record.unchanged() and (folder / "model.medseg").is_file():
+        say(f"train {name}: all {len(rounds)} folds unchanged, skipped")
+        return
+    facts = [read_record(job.folder) or {} for job in rounds]
+    structures = {s: _mean([fact["best"]["structures"][s] for fact in facts]) for s in facts[0]["best"]["structures"]}
+    pool = {case_id for job in rounds for case_id in (*job.train_ids, *job.val_ids)}
+    note = f"The {len(rounds)} networks of a {len(rounds)}-fold cross-validation together, each trained without one fold."
+    joined = join_folds(name, bundles)
+    card = model_card(
+        name,
+        rounds[0].architecture,
+        rounds[0].plan,
+        rounds[0].labels,
+        data.name,
+        len(pool),
+        0,
+        structures,
+        f"{data.note} {note}".strip(),
+        data.citation,
+        data.licence,
+        joined.description.postprocessing,
+        joined.description.temperature,
+        started_from=joined.description.started_from,
+    )
+    write_bundle(folder / "model.medseg", replace(joined, card=card))
+    best = {"dice": _mean([fact["best"]["dice"] for fact in facts]), "structures": structures}
+    best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in structures.items()}
+    seconds = sum(fact["training_seconds"] for fact in facts)
+    record.write("train", config.seed, {"folds": len(rounds), "pool": len(pool)}, model=name, best=best, training_seconds=seconds)
+    say(f"train {name}: {len(rounds)} folds in one file, {folder / 'model.medseg'}")
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
 def _inputs(job: Job) -> dict[str, Any]:
     """What the weights depend on. A model that is added to the run changes nothing for the others."""
     cases = {case_id: ["train", job.store.key(case_id)] for case_id in job.train_ids}
@@ -91,6 +209,7 @@ def _inputs(job: Job) -> dict[str, Any]:
     return {
         "training": job.settings.model_dump(mode="json", exclude=FREE_SETTINGS),
         "model": {"architecture": job.architecture, "options": job.options, "weights_sha256": _weights_sha256(job.options)},
+        "init_from_sha256": _start_sha256(job.settings.init_from),
         "plan": job.plan.model_dump(mode="json", exclude={"models", "reasons"}),
         "labels": job.labels.model_dump(mode="json"),
         "seed": job.seed,
@@ -102,6 +221,16 @@ def _weights_sha256(options: dict[str, Any]) -> str | None:
     """The hash of the pretrained weights that a model starts with, if any."""
     weights = options.get("weights")
     return file_sha256(Path(weights)) if weights and Path(weights).is_file() else None
+
+
+def _start_sha256(path: Path | None) -> str | None:
+    """The hash of the model file that a training starts with, if any. Raises: StageError where it is missing."""
+    if path is None:
+        return None
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise StageError(f"training.init_from: {path} cannot be read ({error.strerror}); correct its path.") from None
 
 
 def _refuse_other_inputs(job: Job, record: StageRecord) -> None:
@@ -139,9 +268,10 @@ def _forget(folder: Path) -> None:
         remove(folder / name)
 
 
-def _bundle(config: RunConfig, job: Job, trained: Trained) -> Bundle:
+def _bundle(config: RunConfig, job: Job, trained: Trained, finish: Finish) -> Bundle:
     """The model file's content: the best weights and all that is needed to use them; no case ids."""
     data = config.data
+    started_from = origin(job.settings.init_from) if job.settings.init_from else None
     card = model_card(
         job.name,
         job.architecture,
@@ -154,6 +284,10 @@ def _bundle(config: RunConfig, job: Job, trained: Trained) -> Bundle:
         data.note,
         data.citation,
         data.licence,
+        finish.postprocessing,
+        finish.temperature,
+        finish.figures,
+        started_from,
     )
     description = Description(
         model=job.name,
@@ -162,6 +296,10 @@ def _bundle(config: RunConfig, job: Job, trained: Trained) -> Bundle:
         plan=job.plan.model_copy(update={"models": {}}),
         labels=job.labels,
         fingerprint=_fingerprint(config.folder("prepare") / "fingerprint.json"),
+        postprocessing=finish.postprocessing,
+        temperature=finish.temperature,
+        finish=finish.figures,
+        started_from=started_from,
     )
     return Bundle(description, (trained.weights,), card)
 
@@ -173,10 +311,23 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         raise StageError(f"{path} is missing or damaged ({' '.join(str(error).split())}); run `medseg prepare` again.") from None
 
 
-def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) -> None:
+def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained, finish: Finish) -> None:
     counts = {"train": len(job.train_ids), "val": len(job.val_ids), "steps": trained.schedule.steps}
     best = dict(trained.best)
     best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in best["structures"].items()}
-    record.write("train", config.seed, counts, model=job.name, best=best, training_seconds=round(trained.seconds, 1))
+    seconds = round(trained.seconds, 1)
+    record.write("train", config.seed, counts, model=job.name, best=best, finish=finish.figures, training_seconds=seconds)
     where = f"epoch {best['epoch']} of {trained.schedule.epochs}"
     say(f"train {job.name}: best validation Dice {best['dice']:.3f} ({where}) in {trained.seconds:.0f} s")
+
+
+def main() -> None:
+    """`python -m pipelines.train CONFIG`: as `medseg train`, for torchrun, which starts modules and scripts."""
+    from pipelines.cli import main as medseg
+
+    sys.argv[1:1] = ["train"]
+    medseg()
+
+
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ def tiny_bundle(seed: int = 0, weights: int = 1, scheme: LabelScheme = SCHEME, *
     for index in range(weights):
         torch.manual_seed(seed + index)
         network = build_network(
-            "unet", OPTIONS, in_channels=plan.n_channels, n_classes=scheme.n_classes, patch_voxels=plan.patch_voxels
+            "unet", OPTIONS, in_channels=plan.n_channels, n_classes=scheme.n_outputs, patch_voxels=plan.patch_voxels
         )
         states.append(network.state_dict())
     description = Description(model="tiny", architecture="unet", options=OPTIONS, plan=plan, labels=scheme)

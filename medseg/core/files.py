@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,7 @@ UNWRITABLE = {
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EROFS", "EPERM", "EEXIST", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
     if hasattr(errno, name)
 }
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\..+")  # the names that `atomic_path` gives
 FULL_BYTES = 2**16  # a disk with less than this left is full
 
 
@@ -65,6 +67,13 @@ def remove(path: Path) -> None:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be removed ({error.strerror}); remove it or choose another output.") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left of `atomic_path` in a folder that no other process writes to. Raises: OutputError."""
+    for path in Path(folder).glob(".*"):
+        if TEMPORARY.fullmatch(path.name):
+            remove(path)
 
 
 def files_below(place: Path) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ class Structure(Section):
         id: the value that we write for it.
         values: the values that reference files hold for it; by default its id; `nonzero` for all that are not 0.
         prediction_values: the same for masks made by another tool; by default its id.
-        paired_with: the structure on the other side of the body; where a pair is declared, no picture is mirrored left to right.
+        paired_with: the structure on the other side of the body; where a picture is mirrored left to right, the two change names.
         code: a coded term, such as {scheme: SCT, value: "10200004", meaning: Liver}.
     """
 
@@ -35,13 +36,31 @@ class Structure(Section):
     code: dict[str, str] | None = None
 
 
+class Region(Section):
+    """Structures that are learnt and measured together, such as the whole tumour; regions may contain each other.
+
+    Args:
+        structures: names of its structures.
+        written_as: the structure that a mask gets where this is the smallest region found; by default the first of the
+            region that is in no smaller one.
+    """
+
+    name: str = Field(min_length=1)
+    structures: list[str] = Field(min_length=1)
+    written_as: str | None = None
+
+
 class LabelScheme(Section):
     """What the values of label files mean. Classes are numbered 0 (background), then 1, 2, ... in the order given.
 
-    Raises: a ConfigError through `parse` where two structures share a name, an id or a value.
+    Where `regions` are given (BraTS: whole tumour, core, enhancing), a network answers for each region yes or no, and these are
+    what is measured; masks still hold the ids of structures.
+
+    Raises: a ConfigError through `parse` where two structures share a name, an id or a value, or regions cross.
     """
 
     structures: list[Structure] = Field(min_length=1, max_length=MOST_STRUCTURES)
+    regions: list[Region] = []
     background_values: list[int] = [0]
     ignore_values: list[int] = []
 
@@ -55,7 +74,34 @@ class LabelScheme(Section):
         for structure in self.structures:
             if structure.paired_with and structure.paired_with not in self.names:
                 raise ValueError(f"`{structure.name}` is paired_with `{structure.paired_with}`, which is no structure")
+        if self.regions:
+            self._check_regions()
         return self
+
+    def _check_regions(self) -> None:
+        """Raises: ValueError where regions name what does not exist, cross, repeat each other or leave a structure out."""
+        members = {structure: {structure} for structure in self.names}
+        for region in self.regions:
+            if unknown := [s for s in region.structures if s not in self.names]:
+                raise ValueError(f"the region `{region.name}` names `{unknown[0]}`, which is no structure")
+            if len(own := set(region.structures)) < len(region.structures):
+                raise ValueError(f"the region `{region.name}` names a structure twice")
+            if region.written_as is not None and region.written_as not in own:
+                raise ValueError(f"the region `{region.name}` is written_as `{region.written_as}`, which is not part of it")
+            if members.get(region.name, own) != own:
+                raise ValueError(f"the region `{region.name}` has the name of a structure that is something else; rename it")
+        for a, b in combinations(self.regions, 2):
+            one, other = set(a.structures), set(b.structures)
+            if a.name == b.name or one == other:
+                raise ValueError(f"the regions `{a.name}` and `{b.name}` have one name or the same structures; remove one")
+            if one & other and not (one < other or other < one):
+                raise ValueError(f"the regions `{a.name}` and `{b.name}` cross; one must lie in the other, or they share nothing")
+        if left_out := [name for name in self.names if not any(name in r.structures for r in self.regions)]:
+            raise ValueError(
+                f"`{left_out[0]}` is in no region, so nothing would learn it; give it one, or make its values background_values"
+            )
+        for region in self.regions:
+            self._written_as(region)
 
     @property
     def names(self) -> list[str]:
@@ -66,6 +112,62 @@ class LabelScheme(Section):
     def n_classes(self) -> int:
         """Structures plus background."""
         return len(self.structures) + 1
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of a network's answer: the classes, or the regions."""
+        return len(self.regions) or self.n_classes
+
+    @property
+    def measured(self) -> dict[str, list[int]]:
+        """What is learnt and measured, by name: the class indices of each structure, or of each region."""
+        index = {name: k for k, name in enumerate(self.names, start=1)}
+        if not self.regions:
+            return {name: [k] for name, k in index.items()}
+        return {region.name: [index[name] for name in region.structures] for region in self.regions}
+
+    @property
+    def membership(self) -> npt.NDArray[np.bool_] | None:
+        """(n_outputs, n_classes) which classes belong to which region; None without regions."""
+        if not self.regions:
+            return None
+        table = np.zeros((len(self.regions), self.n_classes), bool)
+        for row, classes in zip(table, self.measured.values(), strict=True):
+            row[classes] = True
+        return table
+
+    @property
+    def painting(self) -> list[tuple[int, int]]:
+        """Regions from the largest to the smallest: (channel of the network's answer, class index that its voxels get)."""
+        order = sorted(range(len(self.regions)), key=lambda r: -len(self.regions[r].structures))
+        return [(r, self.names.index(self._written_as(self.regions[r])) + 1) for r in order]
+
+    def _written_as(self, region: Region) -> str:
+        smaller = {name for r in self.regions if len(r.structures) < len(region.structures) for name in r.structures}
+        own = [name for name in region.structures if name not in smaller]
+        if region.written_as is None and not own:
+            raise ValueError(
+                f"each structure of the region `{region.name}` is in a smaller region too; state `written_as`, the structure "
+                "that masks get where no smaller region is found"
+            )
+        return region.written_as or own[0]
+
+    def decide(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """The classes that a network's answer stands for.
+
+        The greatest score wins; regions are painted from the largest to the smallest where their score is above 0 (a
+        probability above one half), so that a smaller region stays visible in a larger one.
+
+        Args:
+            scores: (n_outputs, X, Y, Z) logits of the classes, or of the regions.
+        Returns: (X, Y, Z) uint8 class indices.
+        """
+        if not self.regions:
+            return scores.argmax(0).astype(np.uint8)
+        classes = np.zeros(scores.shape[1:], np.uint8)
+        for channel, index in self.painting:
+            classes[scores[channel] > 0] = index
+        return classes
 
     def encode(self, values: npt.NDArray[Any], where: str, prediction: bool = False) -> npt.NDArray[np.uint8]:
         """Class indices of the values that a label file holds.

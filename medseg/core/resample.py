@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ Array = npt.NDArray[Any]
 INTEGER_TOLERANCE = 1e-4  # of a voxel: below it a mapping is a copy, not an interpolation
 
 
-def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int, fill: float = 0) -> Array:
+def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence[int], fill: float = 0) -> Array:
     """The picture `array` on another grid.
 
     An exact copy of voxels where only flips, axis orders, crops or padding are needed; one axis at a time where the axes
@@ -22,7 +23,8 @@ def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int, fill: flo
 
     Args:
         array: (X, Y, Z) or (C, X, Y, Z) on `from_grid`.
-        order: 0 nearest (labels), 1 linear, 3 cubic spline.
+        order: 0 nearest (labels), 1 linear, 3 cubic spline; one for all axes, or one for each axis of `to_grid` (where the
+            axes do not stay parallel, the lowest of them holds).
     Returns: array on `to_grid`; the dtype is kept for order 0 and copies, else float32.
     """
     if array.ndim == 3:
@@ -31,20 +33,21 @@ def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int, fill: flo
         raise ValueError(f"array {array.shape} does not lie on a grid of {from_grid.shape}")
     mapping = np.linalg.solve(from_grid.affine, to_grid.affine)  # index on to_grid -> index on from_grid
     axes = _parallel_axes(mapping)
+    orders = [order] * 3 if isinstance(order, int) else list(order)
     if axes is None:
-        return _general(array, mapping, to_grid.shape, order, fill)
+        return _general(array, mapping, to_grid.shape, min(orders), fill)
     # Axis j of the result runs along axis axes[j] of the input.
     turned = array.transpose(0, *(a + 1 for a in axes))
     positions = [mapping[a, j] * np.arange(n) + mapping[a, 3] for j, (a, n) in enumerate(zip(axes, to_grid.shape, strict=True))]
     if all(np.abs(p - np.round(p)).max() < INTEGER_TOLERANCE for p in positions):
-        order = 0
-    if order:
+        orders = [0, 0, 0]
+    if any(orders):
         turned = turned.astype(np.float32, copy=False)
     inside = []
-    for axis, position in enumerate(positions, start=1):
+    for axis, (position, along) in enumerate(zip(positions, orders, strict=True), start=1):
         size = turned.shape[axis]
         inside.append((position >= -0.5 - INTEGER_TOLERANCE) & (position <= size - 0.5 + INTEGER_TOLERANCE))
-        turned = _along_axis(turned, np.clip(position, 0, size - 1), axis, order)
+        turned = _along_axis(turned, np.clip(position, 0, size - 1), axis, along)
     result = np.ascontiguousarray(turned)
     for axis, mask in enumerate(inside, start=1):
         if not mask.all():

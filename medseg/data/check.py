@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -20,11 +19,14 @@ from medseg.core.grid import Grid
 from medseg.core.labels import IGNORE, LabelScheme
 from medseg.core.manifest import Case
 from medseg.core.volume import LabelMap, Volume
+from medseg.data.leakage import Array, content_hash, near_pairs, thumbnail
 from medseg.io.formats import geometry_warnings, read_labels, read_volume
 
 Severity = Literal["error", "warning"]
 Spacing = tuple[float, float, float] | None
 Picture = TypeVar("Picture", Volume, LabelMap)
+
+MOST_NEAR_SHOWN = 20  # pairs of nearly equal pictures that are named one by one
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class CaseFindings:
     Args:
         channels: image channels of all its files.
         structures: names of those that its label holds.
-        content: a hash of its image voxels.
+        content: a hash of its image voxels. thumbnail: a small picture of it.
         sides_mm: by pair of structures (`left x`, `right x`), how far the first lies to the right of the second.
     """
 
@@ -64,6 +66,7 @@ class CaseFindings:
     planar: bool | None = None
     structures: frozenset[str] = frozenset()
     content: str | None = None
+    thumbnail: Array | None = field(default=None, compare=False, repr=False)
     sides_mm: dict[tuple[str, str], float] = field(default_factory=dict)
 
 
@@ -102,13 +105,21 @@ def check_case(case: Case, scheme: LabelScheme | None, spacing_mm: Spacing) -> C
         structures=frozenset(scheme.names[c - 1] for c in np.unique(classes) if 0 < c < IGNORE)
         if scheme and classes is not None
         else frozenset(),
-        content=hashlib.sha256(b"".join(hashlib.sha256(np.ascontiguousarray(a).data).digest() for a in arrays)).hexdigest(),
+        content=content_hash(arrays),
+        thumbnail=thumbnail(arrays) if len({array.shape[1:] for array in arrays}) == 1 else None,
         sides_mm=_sides(classes, label.grid, scheme) if scheme and label and classes is not None else {},
     )
 
 
-def check_together(findings: Sequence[CaseFindings], scheme: LabelScheme | None) -> list[Problem]:
-    """What is wrong between cases: channels, physical sizes, pictures that stand twice, sides, structures nobody has."""
+def check_together(
+    findings: Sequence[CaseFindings], scheme: LabelScheme | None, fold_of: Mapping[str, int] | None = None
+) -> list[Problem]:
+    """What is wrong between cases: channels, physical sizes, pictures that stand twice or nearly, sides, structures nobody has.
+
+    Args:
+        fold_of: of a cross-validation, the fold that holds each case out.
+    """
+    places = {f.case.case_id: _place(f.case, fold_of or {}) for f in findings}
     return [
         *_minority(
             findings,
@@ -131,7 +142,8 @@ def check_together(findings: Sequence[CaseFindings], scheme: LabelScheme | None)
             "is {} where most cases are {}",
             "make sure that it belongs here",
         ),
-        *_twice(findings),
+        *_twice(findings, places),
+        *_nearly_twice(findings, places),
         *_sides_swapped(findings),
         *_never_seen(findings, scheme),
     ]
@@ -250,15 +262,54 @@ def _minority(
             yield Problem(severity, text.format(own, usual), cure, f.case.case_id, str(f.case.images[0]))
 
 
-def _twice(findings: Sequence[CaseFindings]) -> Iterator[Problem]:
+def _place(case: Case, fold_of: Mapping[str, int]) -> str:
+    """What must share no picture with another place: the fold, or the split."""
+    return f"fold {fold_of[case.case_id]}" if case.case_id in fold_of else case.split
+
+
+def _twice(findings: Sequence[CaseFindings], places: Mapping[str, str]) -> Iterator[Problem]:
     known = sorted((f for f in findings if f.content), key=lambda f: str(f.content))
     for _, group in groupby(known, key=lambda f: f.content):
         first, *others = group
         for f in (f for f in others if f.case.case_id != first.case.case_id):  # a row that stands twice is said elsewhere
-            leak = {"train", "val"} & {f.case.split, first.case.split} and f.case.split != first.case.split
+            here, there = places[f.case.case_id], places[first.case.case_id]
+            leak = here != there and bool(here and there)
             text = f"has the same image voxels as case {first.case.case_id}"
-            text += f", and they are in different splits ({f.case.split}, {first.case.split})" if leak else ""
-            yield Problem("error" if leak else "warning", text, "remove one of them", f.case.case_id, str(f.case.images[0]))
+            text += f", and they are in different {_kind(here, there)} ({here}, {there})" if leak else ""
+            cure = _leak_cure(here, there) if leak else "remove one of them"
+            yield Problem("error" if leak else "warning", text, cure, f.case.case_id, str(f.case.images[0]))
+
+
+def _nearly_twice(findings: Sequence[CaseFindings], places: Mapping[str, str]) -> Iterator[Problem]:
+    """Pictures that are nearly those of another split or fold: each with the one that it is most like."""
+    known = [f for f in findings if f.thumbnail is not None and places[f.case.case_id]]
+    told: set[str] = set()
+    shape = Counter(f.thumbnail.shape for f in known if f.thumbnail is not None).most_common(1)[0][0] if known else ()
+    alike = [f for f in known if f.thumbnail is not None and f.thumbnail.shape == shape]
+    thumbnails = [f.thumbnail for f in alike if f.thumbnail is not None]
+    for pair in near_pairs(thumbnails, [places[f.case.case_id] for f in alike]):
+        f, other = alike[pair.second], alike[pair.first]
+        if f.content == other.content or f.case.case_id in told:
+            continue
+        told.add(f.case.case_id)
+        if len(told) <= MOST_NEAR_SHOWN:
+            here, there = places[f.case.case_id], places[other.case.case_id]
+            text = f"looks nearly the same as case {other.case.case_id}" + (" mirrored" if pair.flipped else "")
+            text += f" (correlation {pair.correlation:.4f}), and they are in different {_kind(here, there)} ({here}, {there})"
+            yield Problem("warning", text, f"look at both, and {_leak_cure(here, there)}", f.case.case_id, str(f.case.images[0]))
+    if (more := len(told) - MOST_NEAR_SHOWN) > 0:
+        text = f"{more} more cases look nearly the same as one of another split or fold"
+        yield Problem("warning", text, "look at those named first: they are the most alike")
+
+
+def _kind(here: str, there: str) -> str:
+    return "folds" if here.startswith("fold ") and there.startswith("fold ") else "splits"
+
+
+def _leak_cure(here: str, there: str) -> str:
+    if _kind(here, there) == "folds":
+        return "remove one of them, or give both one patient_id if they are one patient's"
+    return "remove one of them, or put both into one split"
 
 
 def _sides_swapped(findings: Sequence[CaseFindings]) -> Iterator[Problem]:

@@ -24,7 +24,9 @@ class DataConfig(Section):
             are pixels.
         sampling_unit: what intervals are over: patients, or tiles, slices or images where nobody is named.
         modality: decides how intensities are normalised; a list gives one for each channel.
-        val_fraction, test_fraction: shares of the patients (or units) drawn where the manifest's `split` is empty.
+        val_fraction, test_fraction: shares of the patients (or units) drawn where the manifest's `split` is empty. With `folds`
+            nothing is drawn for test, and `val_fraction` of the other folds' patients validate each fold's model.
+        stratify_by: columns of the manifest whose values each of the `folds` gets in like shares.
         note: a sentence that every report of this data must carry.
         citation, licence: where the data come from and how they may be used.
     """
@@ -37,6 +39,7 @@ class DataConfig(Section):
     modality: Modality | list[Modality] = "other"
     val_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, ge=0, lt=1)
+    stratify_by: list[str] = []
     note: str = ""
     citation: str = ""
     licence: str = ""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from medseg.core.config import Section
+from medseg.core.config import Millimetres, Section
 from medseg.core.errors import GridMismatchError
 from medseg.core.grid import Grid
 from medseg.core.resample import resample
 from medseg.core.volume import Volume
 from medseg.data.normalise import Normalisation, normalise
+
+Order = Literal[0, 1, 3]
 
 
 class Preprocessing(Section):
@@ -22,14 +26,14 @@ class Preprocessing(Section):
         spacing: voxel size along right, anterior, superior; None keeps each scan's own (2D pictures in pixels).
         crop_nonzero: first cut the scan to the box of its non-zero voxels.
         normalisation: one rule for each channel.
-        order: interpolation of the image, 1 linear or 3 cubic.
+        order: interpolation of the image, 0 nearest, 1 linear or 3 cubic: along all axes, or along each.
     """
 
     physical: bool
-    spacing: tuple[float, float, float] | None
+    spacing: tuple[Millimetres, Millimetres, Millimetres] | None
     crop_nonzero: bool = False
     normalisation: list[Normalisation] = Field(min_length=1)
-    order: int = 3
+    order: Order | tuple[Order, Order, Order] = 3
 
 
 def preprocess(volume: Volume, preprocessing: Preprocessing, where: str = "scan") -> Volume:
@@ -52,7 +56,7 @@ def prepared_grid(volume: Volume, preprocessing: Preprocessing, where: str = "sc
         )
     grid = volume.grid.canonical()
     if preprocessing.crop_nonzero:
-        grid = _nonzero_box(volume, grid)
+        grid = nonzero_box(volume, grid)
     if preprocessing.spacing is not None and not np.allclose(grid.spacing, preprocessing.spacing, rtol=1e-3):
         grid = grid.respaced(preprocessing.spacing)
     return grid
@@ -75,7 +79,8 @@ def resample_classes(classes: npt.NDArray[np.uint8], from_grid: Grid, to_grid: G
     return result
 
 
-def _nonzero_box(volume: Volume, canonical: Grid) -> Grid:
+def nonzero_box(volume: Volume, canonical: Grid) -> Grid:
+    """The part of the scan's canonical grid that holds all voxels that are not 0 in some channel; all of it where none is."""
     nonzero = resample((volume.array != 0).any(0).astype(np.uint8), volume.grid, canonical, order=0)
     if not nonzero.any():
         return canonical

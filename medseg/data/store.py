@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core.errors import StageError
-from medseg.core.files import atomic_path, remove, write_json
+from medseg.core.files import atomic_path, remove, remove_leftovers, write_json
 from medseg.core.labels import IGNORE
 
 MOST_COORDINATES = 10_000  # of each class in each case; enough to aim patches at, small enough to keep in memory
+ANNOTATED = "annotated"  # the name of their coordinates in foreground.npz, among those of the class indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +27,35 @@ class PreparedCase:
     """One case on its prepared grid.
 
     Args:
-        image: (C, X, Y, Z) float32, memory-mapped.
-        classes: (X, Y, Z) uint8 class indices, memory-mapped.
+        image: (C, X, Y, Z) float32, memory-mapped or in memory.
+        classes: (X, Y, Z) uint8 class indices, likewise.
         foreground: class index -> (N, 3) int32 voxel coordinates, a random draw of at most 10,000; absent classes are not there.
+        annotated: (N, 3) int32, such a draw from all voxels that are not ignored; None where no voxel is ignored.
     """
 
     case_id: str
     image: npt.NDArray[np.float32]
     classes: npt.NDArray[np.uint8]
     foreground: dict[int, npt.NDArray[np.int32]]
+    annotated: npt.NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a stored case holds, told without opening its arrays.
+
+    Args:
+        shape: (C, X, Y, Z). classes: of the structures that it has. annotated: whether any voxel is not ignored.
+    """
+
+    shape: tuple[int, ...]
+    classes: tuple[int, ...]
+    annotated: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """Of its arrays in memory: float32 channels and uint8 classes."""
+        return (4 * self.shape[0] + 1) * math.prod(self.shape[1:])
 
 
 class PreparedStore:
@@ -51,38 +75,83 @@ class PreparedStore:
         """Store a case; `case.json`, written last, says that it is whole."""
         folder = self.folder / case_id
         remove(folder / "case.json")
+        remove_leftovers(folder)
         for name, array in (("image", image), ("classes", classes)):
             with atomic_path(folder / f"{name}.npy") as path, open(path, "wb") as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        classes = np.asarray(classes)
+        foreground, annotated = foreground_coordinates(classes), annotated_coordinates(classes)
+        coordinates = {str(k): v for k, v in foreground.items()} | ({} if annotated is None else {ANNOTATED: annotated})
         with atomic_path(folder / "foreground.npz") as path, open(path, "wb") as file:
-            np.savez(file, **{str(k): v for k, v in foreground_coordinates(np.asarray(classes)).items()})  # type: ignore[arg-type]
-        write_json(folder / "case.json", {"key": key, "shape": list(np.shape(image))})
+            np.savez(file, **coordinates)  # type: ignore[arg-type]
+        facts = {"classes": sorted(foreground), "annotated": annotated is None or len(annotated) > 0}
+        write_json(folder / "case.json", {"key": key, "shape": list(np.shape(image)), **facts})
 
-    def open(self, case_id: str) -> PreparedCase:
-        """The stored case. Raises: StageError where it is missing or damaged."""
-        folder = self.folder / case_id
-        try:
+    def contents(self, case_id: str) -> Contents:
+        """What the stored case holds. Raises: StageError where it is missing or damaged."""
+        with self._whole(case_id) as folder:
+            facts = json.loads((folder / "case.json").read_text(encoding="utf-8"))
+            classes = facts.get("classes")
+            if classes is None:  # stored by an earlier version
+                with open(folder / "foreground.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    classes = [int(name) for name in arrays.files]
+            return Contents(tuple(facts["shape"]), tuple(classes), bool(facts.get("annotated", True)))
+
+    def open(self, case_id: str, in_memory: bool = False) -> PreparedCase:
+        """The stored case, its arrays memory-mapped unless `in_memory`. Raises: StageError where it is missing or damaged."""
+        with self._whole(case_id) as folder:
             if self.key(case_id) is None:
                 raise ValueError("its case.json cannot be read")
-            image, classes = (np.lib.format.open_memmap(folder / f"{name}.npy", mode="r") for name in ("image", "classes"))
+            image, classes = (_array(folder / f"{name}.npy", in_memory) for name in ("image", "classes"))
             # Opened here: on a damaged file numpy would leave its own open.
             with open(folder / "foreground.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                foreground = {int(k): arrays[k] for k in arrays.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                coordinates = {name: arrays[name] for name in arrays.files}
+            annotated = coordinates.pop(ANNOTATED, None)
+            return PreparedCase(case_id, image, classes, {int(k): v for k, v in coordinates.items()}, annotated)
+
+    def require_whole(self, case: PreparedCase) -> None:
+        """Look at the files of a memory-mapped case: a process that reads beyond the end of one is ended by the system.
+
+        Raises: StageError where a file has been removed or cut short since it was opened.
+        """
+        with self._whole(case.case_id) as folder:
+            for name, array in (("image", case.image), ("classes", case.classes)):
+                if isinstance(array, np.memmap) and (folder / f"{name}.npy").stat().st_size < array.offset + array.nbytes:
+                    raise ValueError(f"{name}.npy has been cut short")
+
+    @contextmanager
+    def _whole(self, case_id: str) -> Iterator[Path]:
+        """The case's folder; what goes wrong with the files in it becomes a StageError."""
+        folder = self.folder / case_id
+        try:
+            yield folder
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise StageError(
                 f"{folder}: the prepared case is missing or damaged ({error}); run `medseg prepare` again."
             ) from None
-        return PreparedCase(case_id, image, classes, foreground)
+
+
+def _array(path: Path, in_memory: bool) -> npt.NDArray[Any]:
+    if not in_memory:
+        return np.lib.format.open_memmap(path, mode="r")
+    with open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def foreground_coordinates(classes: npt.NDArray[np.uint8]) -> dict[int, npt.NDArray[np.int32]]:
     """Coordinates of each structure's voxels, a seeded draw of at most `MOST_COORDINATES`, in array order."""
-    result = {}
-    for value in np.unique(classes):
-        if value in (0, IGNORE):
-            continue
-        index = np.flatnonzero(classes == value)
-        if len(index) > MOST_COORDINATES:
-            index = np.sort(np.random.default_rng(int(value)).choice(index, MOST_COORDINATES, replace=False))
-        result[int(value)] = np.stack(np.unravel_index(index, classes.shape), axis=1).astype(np.int32)
-    return result
+    found = (int(value) for value in np.unique(classes) if value not in (0, IGNORE))
+    return {value: _coordinates(classes == value, seed=value) for value in found}
+
+
+def annotated_coordinates(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32] | None:
+    """Coordinates of voxels that are not ignored, drawn likewise; None where no voxel is ignored."""
+    known = classes != IGNORE
+    return None if known.all() else _coordinates(known, seed=IGNORE)
+
+
+def _coordinates(mask: npt.NDArray[np.bool_], seed: int) -> npt.NDArray[np.int32]:
+    index = np.flatnonzero(mask)
+    if len(index) > MOST_COORDINATES:
+        index = np.sort(np.random.default_rng(seed).choice(index, MOST_COORDINATES, replace=False))
+    return np.stack(np.unravel_index(index, mask.shape), axis=1).astype(np.int32)

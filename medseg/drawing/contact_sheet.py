@@ -17,15 +17,21 @@ Array = npt.NDArray[Any]
 
 
 def draw_contact_sheet(
-    images: Sequence[Array], classes: Sequence[Array], titles: Sequence[str], path: Path, columns: int = 6
+    images: Sequence[Array],
+    classes: Sequence[Array],
+    titles: Sequence[str],
+    path: Path,
+    columns: int = 6,
+    stretched: bool = True,
 ) -> Path:
     """Draw small pictures with the outlines of their structures, row by row, to a PNG.
 
     Args:
-        images: (X, Y) any real dtype, each windowed by its own percentiles, or (X, Y, 3) colour; X runs to the right.
+        images: (X, Y) any real dtype, or (X, Y, 3) colour; X runs to the right.
         classes: (X, Y) class indices, one for each image; 0 background, 255 ignored.
         titles: one for each image; may be empty strings.
         columns: pictures in a row, at most.
+        stretched: window each picture by its own percentiles; False where they are in [0, 1] already and to be compared.
     """
     columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
@@ -47,7 +53,7 @@ def draw_contact_sheet(
         for axes in grid.flat:
             axes.set_axis_off()
         for axes, image, labels, title in zip(grid.flat, images, classes, titles, strict=False):
-            draw_picture(axes, np.swapaxes(window(image), 0, 1), (1.0, 1.0))
+            draw_picture(axes, np.swapaxes(window(image) if stretched else image, 0, 1), (1.0, 1.0))
             draw_outlines(axes, labels.T, (1.0, 1.0))
             axes.set_title(title, fontsize=7.5, color="white", fontweight="normal", loc="center", pad=2)
     return save_png(figure, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import wrap
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from medseg.drawing.style import INK, MUTED, quiet, save_png, structure_colour, 
 
 STRUCTURE_PREFIX = "val_dice_"
 MODELS_PER_ROW = 3
+TITLE_WIDTH = 24  # characters; more would run into the next model's
 
 
 def draw_training_curves(log: pd.DataFrame, path: Path) -> Path:
@@ -43,7 +45,7 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
             _draw_loss(above, log)
             _draw_dice(below, log)
-            above.set_title(title)
+            above.set_title("\n".join(wrap(title.replace(",", ", "), TITLE_WIDTH)))
             below.sharex(above)
             above.tick_params(labelbottom=False)
             if column == 0:

@@ -28,7 +28,7 @@ class Ruler:
     """How every case of an evaluation is measured.
 
     Args:
-        tolerances: of the surface Dice, one a structure, in the scheme's order.
+        tolerances: of the surface Dice, one for each of `scheme.measured`, in its order.
         spacing_mm: of files that state none.
     """
 
@@ -44,7 +44,7 @@ class CaseResult:
     """What came of one case.
 
     Args:
-        rows: one a structure, as in per_case.csv without the case's names.
+        rows: one a structure (or region), as in per_case.csv without the case's names.
         status: ok, prediction_missing, unreadable or grid_mismatch.
         reason: one sentence where it is not ok.
         diagonal: of the reference's grid; NaN where the reference could not be read, and the case not be evaluated.
@@ -91,7 +91,7 @@ def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Clas
 
 
 def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler) -> list[dict[str, Any]]:
-    """The rows of one case: a structure each, with its figures and its status.
+    """The rows of one case: a structure each (or a region each, where the scheme has regions), with its figures and status.
 
     Args:
         reference, prediction: (X, Y, Z) uint8 class indices on `grid`. Without a prediction only the reference's size is
@@ -100,9 +100,10 @@ def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ru
     """
     absent = prediction is None
     compared = np.zeros_like(reference) if prediction is None else prediction
-    pairs = pair_structures(reference, compared, grid, ruler.frame, ruler.tolerances)
+    measured = ruler.scheme.measured
+    pairs = pair_structures(reference, compared, grid, ruler.frame, list(measured.values()), ruler.tolerances)
     rows = []
-    for name, pair in zip(ruler.scheme.names, pairs, strict=True):
+    for name, pair in zip(measured, pairs, strict=True):
         measurable = [m for m in ruler.measures if m.applies(name) and (not absent or m.metric == "reference_volume")]
         figures = {m.column: METRICS[m.metric].function(pair) for m in measurable}
         rows.append(_row(name, ruler.measures, figures, "prediction_missing" if absent else _status(pair)))
@@ -121,7 +122,7 @@ def _status(pair: StructurePair) -> Status:
 
 def rows_without_figures(ruler: Ruler, status: Status) -> list[dict[str, Any]]:
     """The rows of a case of which nothing could be measured."""
-    return [_row(name, ruler.measures, {}, status) for name in ruler.scheme.names]
+    return [_row(name, ruler.measures, {}, status) for name in ruler.scheme.measured]
 
 
 def _row(name: str, measures: Sequence[Measure], figures: dict[str, float], status: Status) -> dict[str, Any]:

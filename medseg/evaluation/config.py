@@ -20,7 +20,8 @@ class EvaluateConfig(Section):
     Args:
         metrics: names in METRICS; `standard` stands for all that are measured by default.
         surface_tolerance: how far apart surfaces may lie in the surface Dice, in mm (pixels where no size is known): one
-            figure, or one for each structure. Set it to the disagreement of two human readers; 2 is a common start in CT and MR.
+            figure, or one for each structure (or region). Set it to the disagreement of two human readers; 2 is a common start
+            in CT and MR.
         bootstrap_resamples: draws behind each confidence interval.
         confidence: of the intervals.
         workers: processes; by default one for every eight cases, at most one a core.

@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def structures(self) -> list[str]:
-        """In the order of the label scheme."""
+        """Names of structures, or of regions, in the order of the label scheme."""
         return list(self.per_case["structure"].unique())
 
     @property
@@ -77,7 +77,7 @@ def evaluate_cases(
         title: for the progress display.
     Raises: ConfigError where some cases have a physical size and others have none, or a setting does not fit the structures.
     """
-    tolerances = settings.tolerances(scheme.names)
+    tolerances = settings.tolerances(list(scheme.measured))
     grids = _reference_grids(pairs, spacing_mm)
     frame = common_frame(grids)
     measures = tuple(measures_for(settings.metrics, frame, tolerances))

@@ -14,10 +14,10 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import nn
@@ -26,6 +26,8 @@ from medseg.core.config import Section
 from medseg.core.errors import ConfigError, ModelFileError
 from medseg.core.files import atomic_path
 from medseg.core.labels import LabelScheme
+from medseg.inference.postprocess import Postprocessing
+from medseg.models.layers import Network
 from medseg.models.registry import build_network
 from medseg.planning.plan import Plan
 
@@ -35,6 +37,19 @@ FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 SEAL = b"model.json sha256 "  # in the archive's comment: model.json holds the hashes of the others
 
 Weights = Mapping[str, torch.Tensor]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Origin(Section):
+    """The model file that a training started with (fine-tuning).
+
+    Args:
+        model: its name in the run that made it.
+        sha256: of the file.
+    """
+
+    model: str
+    sha256: str
 
 
 class Description(Section):
@@ -46,7 +61,12 @@ class Description(Section):
         architecture, options: what `build_network` takes.
         plan: with the axes along which pictures may be mirrored (`flips`).
         fingerprint: ranges of spacing, size and intensity in the training scans (`fingerprint_ranges`).
-        postprocessing, temperature, precision_figures: chosen on the validation cases; None where nothing was.
+        postprocessing: chosen on the validation cases; None where masks are left as they are.
+        temperature: what the logits are divided by before they become probabilities or are averaged (Guo et al. 2017): one
+            number for all weights, or one for each; None is 1.
+        finish: what was measured on the validation cases when these were chosen.
+        started_from: where the training did not start with random numbers.
+        precision_figures: what reduced precision costs; None where it was not measured.
         sha256: of every other member of the file.
     """
 
@@ -57,8 +77,10 @@ class Description(Section):
     plan: Plan
     labels: LabelScheme
     fingerprint: dict[str, Any] = {}
-    postprocessing: dict[str, Any] | None = None
-    temperature: float | None = None
+    postprocessing: Postprocessing | None = None
+    temperature: Temperature | list[Temperature] | None = None
+    finish: dict[str, Any] = {}
+    started_from: Origin | None = None
     precision_figures: dict[str, Any] | None = None
     sha256: dict[str, str] = {}
 
@@ -87,29 +109,26 @@ class Bundle:
         return self.description.labels
 
     @property
+    def temperatures(self) -> list[float]:
+        """One for each of the weights."""
+        temperature = self.description.temperature
+        if isinstance(temperature, list):
+            return temperature
+        return [1.0 if temperature is None else temperature] * len(self.weights)
+
+    @property
     def allowed_flips(self) -> tuple[int, ...]:
         """Axes of the prepared grid along which a mirrored scan is still a plausible scan."""
         return tuple(self.plan.flips)
 
     def networks(self, device: torch.device | str = "cpu") -> list[nn.Module]:
         """The networks with their weights, in evaluation mode. Raises: ModelFileError where the weights do not fit."""
-        return [self._network(weights, device) for weights in self.weights]
+        return [self._network(weights).to(device).eval() for weights in self.weights]
 
-    def network(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The first (mostly the only) network. Raises: ModelFileError where the weights do not fit."""
-        return self._network(self.weights[0], device)
-
-    def _network(self, weights: Weights, device: torch.device | str) -> nn.Module:
+    def _network(self, weights: Weights) -> nn.Module:
         about = self.description
         try:
-            network = build_network(
-                about.architecture,
-                about.options,
-                in_channels=about.plan.n_channels,
-                n_classes=about.labels.n_classes,
-                patch_voxels=about.plan.patch_voxels,
-                pretrained=False,
-            )
+            network = empty_network(about.architecture, about.options, about.plan, about.labels.n_outputs)
             network.load_state_dict(dict(weights), strict=True)
         except (RuntimeError, ConfigError) as error:
             first = str(error).strip().splitlines()
@@ -117,7 +136,19 @@ class Bundle:
                 f"model {about.model}: its weights do not fit a {about.architecture} ({' '.join(first[:2])}); "
                 "use the medseg version that wrote it."
             ) from None
-        return network.to(device).eval()
+        return network
+
+
+def empty_network(architecture: str, options: dict[str, Any], plan: Plan, n_outputs: int) -> Network:
+    """The network of a plan, to be filled with weights. Raises: ConfigError where options and patch do not fit each other."""
+    return build_network(
+        architecture,
+        options,
+        in_channels=plan.n_channels,
+        n_classes=n_outputs,
+        patch_voxels=plan.patch_voxels,
+        pretrained=False,
+    )
 
 
 def write_bundle(path: Path, bundle: Bundle) -> None:
@@ -161,6 +192,8 @@ def read_bundle(path: Path) -> Bundle:
             weights.append(safetensors_torch.load(members[name]))
         except (SafetensorError, ValueError, KeyError) as error:
             raise ModelFileError(f"{path}: {name} is damaged ({error}); bring the file again.") from None
+    if isinstance(description.temperature, list) and len(description.temperature) != len(weights):
+        raise ModelFileError(f"{path} has {len(weights)} sets of weights and another number of temperatures; write it again.")
     return Bundle(description, tuple(weights), members["card.md"].decode(), hashlib.sha256(content).hexdigest())
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import medseg
 from medseg.core.labels import LabelScheme
+from medseg.inference.bundle import Origin
+from medseg.inference.postprocess import Postprocessing
 from medseg.models.registry import MODELS
 from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
@@ -52,12 +54,17 @@ def model_card(
     note: str = "",
     citation: str = "",
     licence: str = "",
+    postprocessing: Postprocessing | None = None,
+    temperature: float | Sequence[float] | None = None,
+    finish: Mapping[str, Any] | None = None,
+    started_from: Origin | None = None,
 ) -> str:
     """The card of one model, Markdown.
 
     Args:
         validation_dice: structure -> mean Dice over the validation cases, on the prepared grid; NaN where none holds it.
         note, citation, licence: what the run's `data` section says of the data.
+        postprocessing, temperature, finish, started_from: as in the model's description.
     """
     unit = "mm" if plan.preprocessing.physical else "px"
     spacing = (
@@ -67,10 +74,14 @@ def model_card(
         ("Architecture", f"{architecture} ({MODELS[architecture].cite})"),
         ("Input", f"{plan.n_channels} channel(s): {', '.join(plan.channels)}"),
         ("Structures", ", ".join(f"{s.name} ({s.id})" for s in labels.structures)),
+        *([("Regions", "; ".join(f"{r.name}: {', '.join(r.structures)}" for r in labels.regions))] if labels.regions else []),
         ("Voxel size", spacing),
         ("Patch", " x ".join(map(str, plan.patch_voxels)) + " voxels"),
         ("May be mirrored", ", ".join(AXES[a] for a in plan.flips) or "along no axis"),
         ("Trained on", f"{data_name}: {n_train} cases, {n_val} more for validation"),
+        ("Started from", f"{started_from.model} (sha256 {started_from.sha256})" if started_from else "random weights"),
+        ("Postprocessing", _postprocessing(postprocessing, "mm3" if plan.preprocessing.physical else "voxels")),
+        ("Temperature", _temperature(temperature)),
         ("Data licence", licence or "not stated"),
         ("Cite", citation or "not stated"),
         ("medseg", medseg.__version__),
@@ -93,7 +104,30 @@ def model_card(
         "|---|---|",
         *(f"| {_cell(name)} | {'undefined' if math.isnan(dice) else f'{dice:.3f}'} |" for name, dice in validation_dice.items()),
     ]
+    lines += _finish(finish or {})
     return "\n".join([*lines, *(["", f"Note: {note}"] if note else [])]) + "\n"
+
+
+def _postprocessing(postprocessing: Postprocessing | None, unit: str) -> str:
+    if postprocessing is None:
+        return "none"
+    return "; ".join(f"{name}: {rule.text(unit)}" for name, rule in postprocessing.rules.items())
+
+
+def _temperature(temperature: float | Sequence[float] | None) -> str:
+    values = [1.0 if temperature is None else temperature] if not isinstance(temperature, Sequence) else temperature
+    return ", ".join(f"{t:.3g}" for t in values)
+
+
+def _finish(figures: Mapping[str, Any]) -> list[str]:
+    """The lines on what postprocessing and temperature changed, on the validation cases that chose them."""
+    named = {
+        "dice": "mean Dice (absent in both: 1)",
+        "cross_entropy": "cross-entropy a voxel",
+        "calibration_error": "expected calibration error",
+    }
+    rows = [f"| {text} | {figures[k]['before']:.4f} | {figures[k]['after']:.4f} |" for k, text in named.items() if figures.get(k)]
+    return ["", "| Postprocessing and temperature | before | after |", "|---|---|---|", *rows] if rows else []
 
 
 def _cell(text: str) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from medseg.core.errors import CaseError, ConfigError, ModelFileError
+from medseg.core.errors import CaseError, ModelFileError
 from medseg.core.volume import LabelMap
 from medseg.data.transforms import apply, scan_transform
 from medseg.inference.bundle import Bundle, read_bundle
 from medseg.inference.config import EngineConfig
+from medseg.inference.device import find_device, find_dtype
+from medseg.inference.postprocess import postprocess
 from medseg.inference.restore import restore
 from medseg.inference.window import predict_logits
 from medseg.models.layers import to_channels_last
@@ -39,14 +41,14 @@ def load_model(path: Path, settings: EngineConfig, sha256: str = "") -> LoadedMo
         sha256: what the file must have; empty accepts any.
     Raises: ModelFileError; ConfigError where a GPU is asked for and there is none.
     """
-    device = resolve_device(settings.device)
+    device = find_device(settings.device)
     bundle = read_bundle(path)
     if sha256 and bundle.sha256 != sha256:
         raise ModelFileError(f"{path} was replaced while it was in use; start again.")
     networks = bundle.networks(device)
     for network in networks:
         to_channels_last(network)
-    return LoadedModel(bundle, networks, device, resolve_dtype(settings.precision, device))
+    return LoadedModel(bundle, networks, device, find_dtype(settings.precision, device))
 
 
 def predict_case(
@@ -61,41 +63,32 @@ def predict_case(
     Returns: (X, Y, Z) uint8 class indices, 0 the background; `LabelScheme.decode` gives the ids to write.
     Raises: CaseError where the scan cannot be used with this model.
     """
-    plan = model.bundle.plan
+    bundle, plan = model.bundle, model.bundle.plan
     scan = apply(scan_transform(plan.preprocessing, spacing_mm), {"image": tuple(images), "case_id": where})
     logits = None
-    for network in model.networks:
+    for network, temperature in zip(model.networks, bundle.temperatures, strict=True):
         answer = predict_logits(
             network,
             scan["image"],
             plan.patch_voxels,
             overlap=settings.overlap,
             batch=settings.batch or plan.batch_size,
-            mirror_axes=mirror_axes(model.bundle, settings),
+            mirror_axes=mirror_axes(bundle, settings),
             device=model.device,
             dtype=model.dtype,
+            swaps=() if bundle.labels.regions else plan.swaps,
         )
+        answer /= temperature * len(model.networks)
         logits = answer if logits is None else np.add(logits, answer, out=logits)
     assert logits is not None
     if not np.isfinite(logits).all():
         raise CaseError(f"{where}: the network's answer is not finite; use `precision: float32`, or train the model again.")
-    return restore(logits, scan["grid"], scan["image_grid"])
+    classes = restore(logits, scan["grid"], scan["image_grid"], bundle.labels)
+    if bundle.description.postprocessing is None:
+        return classes
+    return LabelMap(postprocess(classes.array, bundle.description.postprocessing, bundle.labels, classes.grid), classes.grid)
 
 
 def mirror_axes(bundle: Bundle, settings: EngineConfig) -> tuple[int, ...]:
     """The axes to mirror along: those that the model allows, where mirroring is asked for."""
     return bundle.allowed_flips if settings.mirror else ()
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises: ConfigError where a GPU is asked for and there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device `cuda`: this machine has no GPU that PyTorch can use; leave it out or write `cpu`.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """`auto`, `float32` or `bfloat16` as a dtype; `auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
-    if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -6,35 +6,43 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core.grid import Grid
+from medseg.core.labels import LabelScheme
 from medseg.core.resample import INTEGER_TOLERANCE, resample
 from medseg.core.volume import LabelMap
 
 Logits = npt.NDArray[np.float32]
 
 
-def restore(logits: Logits, prepared_grid: Grid, scan_grid: Grid) -> LabelMap:
-    """The most probable class of every voxel of the scan.
+def restore(logits: Logits, prepared_grid: Grid, scan_grid: Grid, labels: LabelScheme) -> LabelMap:
+    """The class of every voxel of the scan, as `labels.decide` finds it.
 
     Where the two grids share their voxels (flips, axis orders, crops), the classes are copied. Elsewhere the logits are
-    interpolated linearly and the greatest wins, as in nnU-Net. Logits, not probabilities: near a border they grow about linearly
+    interpolated linearly before the decision, as in nnU-Net. Logits, not probabilities: near a border they grow about linearly
     with the distance to it, so the border comes back at its place between two voxels, where saturated probabilities would pull
     it to the middle and shrink whatever is convex (a ball of 12 mm through voxels of 2.2 mm: 2.4 % of its volume against 1.6 %).
 
     Args:
-        logits: (K, X, Y, Z) float32 on `prepared_grid`, class 0 the background.
+        logits: (labels.n_outputs, X, Y, Z) float32 on `prepared_grid`.
     Returns: (X, Y, Z) uint8 class indices on `scan_grid`; background where the prepared picture does not reach.
     """
     if _same_voxels(prepared_grid, scan_grid):
-        classes = logits.argmax(0).astype(np.uint8)
-        return LabelMap(resample(classes, prepared_grid, scan_grid, order=0), scan_grid)
+        return LabelMap(resample(labels.decide(logits), prepared_grid, scan_grid, order=0), scan_grid)
     sides = _rounded_sides(prepared_grid, scan_grid)
     start = tuple(-before for before, _ in sides)
     wider = prepared_grid.cropped(start, tuple(n + a + b for n, (a, b) in zip(prepared_grid.shape, sides, strict=True)))
-    best = np.full(scan_grid.shape, -np.inf, np.float32)
+
+    def on_scan(channel: int, outside: float) -> Logits:
+        return resample(np.pad(logits[channel], sides, mode="edge"), wider, scan_grid, order=1, fill=outside)
+
+    # Channel by channel: never all of them at the scan's size at once.
     classes = np.zeros(scan_grid.shape, np.uint8)
-    for index, logit in enumerate(logits):  # class by class: never K pictures of the scan's size at once
-        outside = 0 if index == 0 else -np.inf
-        there = resample(np.pad(logit, sides, mode="edge"), wider, scan_grid, order=1, fill=outside)
+    if labels.regions:
+        for channel, index in labels.painting:
+            classes[on_scan(channel, -np.inf) > 0] = index
+        return LabelMap(classes, scan_grid)
+    best = on_scan(0, 0.0)
+    for index in range(1, len(logits)):
+        there = on_scan(index, -np.inf)
         better = there > best
         classes[better] = index
         best[better] = there[better]

@@ -28,7 +28,8 @@ from medseg.core.progress import say
 from medseg.core.volume import LabelMap
 from medseg.inference.bundle import Bundle, read_bundle
 from medseg.inference.config import EngineConfig
-from medseg.inference.predict import LoadedModel, Spacing, load_model, mirror_axes, predict_case, resolve_device, resolve_dtype
+from medseg.inference.device import find_device, find_dtype
+from medseg.inference.predict import LoadedModel, Spacing, load_model, mirror_axes, predict_case
 from medseg.inference.scans import Scan, find_scans, images_sha256
 from medseg.io.formats import label_name, write_labels
 
@@ -149,6 +150,7 @@ def segment_scans(
     title: str,
     spacing_mm: Spacing = None,
     redo: bool = False,
+    table: bool = True,
 ) -> list[Record]:
     """Segment scans into `output`: masks, `records/<case_id>.json` and, last, `predictions.csv`.
 
@@ -156,6 +158,7 @@ def segment_scans(
         root: folder that the `input` column counts from.
         title: what is being done, for the progress display.
         redo: make every case again, whatever its record says.
+        table: write predictions.csv; False where these are not all the scans that it is to hold.
     Returns: one record a scan, in their order. A scan that cannot be segmented is a record with a reason.
     Raises: ModelFileError, ConfigError (a mask would replace a scan), OutputError (disk full).
     """
@@ -182,7 +185,8 @@ def segment_scans(
     map_cases(job, [scan for scan in scans if scan not in records], title, settings.workers, keep)
     _loaded.cache_clear()
     ordered = [records[scan] for scan in scans]
-    write_text(output / "predictions.csv", predictions_csv(ordered))
+    if table:
+        write_text(output / "predictions.csv", predictions_csv(ordered))
     _tell(title, ordered, output)
     return ordered
 
@@ -197,7 +201,7 @@ def options_of(bundle: Bundle, settings: EngineConfig, spacing_mm: Spacing) -> d
     return {
         "overlap": settings.overlap,
         "mirror_axes": list(mirror_axes(bundle, settings)),
-        "dtype": str(resolve_dtype(settings.precision, resolve_device(settings.device))),
+        "dtype": str(find_dtype(settings.precision, find_device(settings.device))),
         "spacing_mm": spacing_mm,
         "medseg": medseg.__version__,
     }

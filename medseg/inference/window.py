@@ -16,6 +16,8 @@ from torch.nn import functional
 SIGMA = 1 / 8  # of the patch; centre voxels have the most context (Isensee et al. 2021)
 LEAST_WEIGHT = 1e-3  # of a patch's corner, so that a voxel seen by corners only is not divided by almost nothing
 
+LEFT_RIGHT = 0  # the axis along which left becomes right
+
 Shape = tuple[int, int, int]
 
 
@@ -52,6 +54,7 @@ def predict_logits(
     mirror_axes: Sequence[int] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    swaps: Sequence[tuple[int, int]] = (),
 ) -> npt.NDArray[np.float32]:
     """The network's answer for a whole volume, windows blended by Gaussian weights.
 
@@ -63,6 +66,7 @@ def predict_logits(
         batch: windows that go through the network together; it changes speed only.
         mirror_axes: axes of X, Y, Z; the answer is averaged over all mirror images along them.
         dtype: of the network's arithmetic; sums are float32 always.
+        swaps: outputs that change places where X is mirrored: the left and the right of a pair.
     Returns: (K, X, Y, Z) float32.
     """
     device = torch.device(device)
@@ -74,7 +78,7 @@ def predict_logits(
     flips = [axes for count in range(len(mirror_axes) + 1) for axes in itertools.combinations(mirror_axes, count)]
     corners = list(itertools.product(*(window_starts(n, p, overlap) for n, p in zip(padded.shape[1:], patch, strict=True))))
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        windows = _answers(network, padded, corners, patch, batch, flips, device)
+        windows = _answers(network, padded, corners, patch, batch, flips, device, swaps)
         if len(corners) == 1:
             logits = next(windows)[1]
         else:
@@ -106,6 +110,7 @@ def _answers(
     batch: int,
     flips: list[tuple[int, ...]],
     device: torch.device,
+    swaps: Sequence[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
     """Each window's corner and its logits (K, *patch) float32, averaged over the mirror images, in order."""
     for first in range(0, len(corners), batch):
@@ -116,9 +121,19 @@ def _answers(
             dimensions = [a + 2 for a in axes]
             answer = network(stack.flip(dimensions) if axes else stack).float()
             answer = answer.flip(dimensions) if axes else answer
+            if LEFT_RIGHT in axes and swaps:
+                answer = answer[:, swapped(answer.shape[1], swaps)]
             total = answer if total is None else total + answer
         assert total is not None
         yield from zip(some, total / len(flips) if len(flips) > 1 else total, strict=True)
+
+
+def swapped(count: int, swaps: Sequence[tuple[int, int]]) -> list[int]:
+    """The numbers 0 to count - 1 with the pairs in each other's places."""
+    order = list(range(count))
+    for a, b in swaps:
+        order[a], order[b] = b, a
+    return order
 
 
 def _blended(

@@ -1,27 +1,27 @@
-"""Soft Dice loss, and the pieces that losses over class indices share."""
+"""Soft Dice loss, and the overlaps that Dice and Tversky share."""
 
 from __future__ import annotations
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from medseg.core.config import Section
-from medseg.core.labels import IGNORE
+from medseg.losses.answer import Answer
+from medseg.losses.reduce import total
 
 CITE = "Milletari et al. 2016 (soft Dice); Drozdzal et al. 2016"
 
 
-class DiceConfig(Section):
-    """Settings of the soft Dice loss.
+class OverlapConfig(Section):
+    """What overlaps are measured over.
 
     Args:
-        batch: one Dice over all samples of the batch; false: one a sample, then their mean. Over the batch it is steadier
+        batch: one overlap over all samples of the batch; false: one a sample, then their mean. Over the batch it is steadier
             where patches are small and a structure is absent from many of them.
-        smooth: added above and below, in voxels: a class absent from reference and prediction has Dice 1, and a class
+        smooth: added above and below, in voxels: a class absent from reference and prediction has overlap 1, and a class
             that is absent from the reference alone about 0 with a gradient that stays bounded.
-        background: count the background as a class too.
+        background: count the background as a class too (regions have none).
     """
 
     batch: bool = True
@@ -29,34 +29,34 @@ class DiceConfig(Section):
     background: bool = False
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Log softmax over the classes, in float32 whatever the precision of the network."""
-    return F.log_softmax(logits, dim=1, dtype=torch.float32)
+class DiceConfig(OverlapConfig):
+    """Settings of the soft Dice loss."""
 
 
-def dice_loss(probabilities: Tensor, classes: Tensor, config: DiceConfig) -> Tensor:
-    """1 - mean soft Dice over the classes, ignored voxels left out.
+def overlaps(answer: Answer, config: OverlapConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft volumes without ignored voxels: common to prediction and reference, of the prediction, of the reference.
 
-    Args:
-        probabilities: (B, K, ...) float32.
-        classes: (B, ...) unsigned or long, 255 ignored.
-    Returns: float32 scalar in [0, 1].
+    Returns: three tensors (samples, C) float32, one sample (of all processes) with `config.batch`.
     """
-    first = 0 if config.background else 1
-    indices = torch.arange(first, probabilities.shape[1], dtype=classes.dtype, device=classes.device)
-    target = classes[:, None] == indices.view(1, -1, *[1] * (classes.ndim - 1))
-    valid = (classes != IGNORE)[:, None]
-    share = probabilities[:, first:]
-    spatial = list(range(2, share.ndim))
-    axes = [0, *spatial] if config.batch else spatial
-    overlap = (share * target).sum(axes)
-    volumes = (share * valid).sum(axes) + target.sum(axes)
-    dice = (2 * overlap + config.smooth) / (volumes + config.smooth)
-    return 1 - dice.mean()
+    share, target = answer.shares(config.background)
+    axes = list(range(2, share.ndim))
+    volumes = torch.stack([(share * target).sum(axes), (share * answer.valid).sum(axes), target.sum(axes).float()])
+    if config.batch:
+        volumes = total(volumes.sum(1, keepdim=True))
+    common, predicted, reference = volumes
+    return common, predicted, reference
 
 
-def true_class(log_p: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Log probability of each voxel's own class, and which voxels count; both (B, 1, ...)."""
-    valid = (classes != IGNORE)[:, None]
-    index = classes[:, None].long()
-    return log_p.gather(1, torch.where(valid, index, 0)), valid
+def mean_sample(values: Tensor, config: OverlapConfig) -> Tensor:
+    """Mean of (samples, C) over C, then over the samples of all processes."""
+    of_samples = values.mean(1)
+    if config.batch:
+        return of_samples.squeeze(0)
+    sums = total(torch.stack([of_samples.sum(), of_samples.new_full((), len(of_samples))]))
+    return sums[0] / sums[1]
+
+
+def dice_loss(answer: Answer, config: OverlapConfig) -> Tensor:
+    """1 - mean soft Dice over the classes or regions, ignored voxels left out; float32 scalar in [0, 1]."""
+    common, predicted, reference = overlaps(answer, config)
+    return 1 - mean_sample((2 * common + config.smooth) / (predicted + reference + config.smooth), config)

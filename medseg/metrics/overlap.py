@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,10 +59,11 @@ def confusion_matrix(
     return matrix[:n_classes, :n_classes]
 
 
-def counts_of(matrix: npt.NDArray[np.int64], index: int) -> Counts:
-    """The counts of the class `index` in a confusion matrix."""
-    found = int(matrix[index, index])
-    return Counts(found, int(matrix[:, index].sum()) - found, int(matrix[index].sum()) - found, int(matrix.sum()))
+def counts_of(matrix: npt.NDArray[np.int64], classes: Sequence[int]) -> Counts:
+    """The counts of the union of some classes in a confusion matrix."""
+    of = list(classes)
+    found, predicted, present = (int(part.sum()) for part in (matrix[np.ix_(of, of)], matrix[:, of], matrix[of]))
+    return Counts(found, predicted - found, present - found, int(matrix.sum()))
 
 
 def dice(counts: Counts) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -53,14 +53,14 @@ class StructurePair:
     """One structure in a reference and a prediction on the same grid.
 
     Args:
-        index: class index of the structure.
+        classes: class indices of the structure; several where it is a region.
         reference: (X, Y, Z) uint8 class indices; 255 is ignored.
         prediction: the same; 0 wherever the reference is ignored.
         box: where the structure lies in either, or None where it is in neither.
         tolerance: of the surface Dice, in `frame.length_unit`.
     """
 
-    index: int
+    classes: tuple[int, ...]
     counts: Counts
     reference: Classes
     prediction: Classes
@@ -72,7 +72,14 @@ class StructurePair:
     def masks(self, box: Box | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The structure in the reference and in the prediction, (X, Y) where planar, else (X, Y, Z)."""
         place: Any = (*(box or (slice(None),) * 3)[:2], 0) if self.frame.planar else box or ...
-        return self.reference[place] == self.index, self.prediction[place] == self.index
+        return self._of(self.reference[place]), self._of(self.prediction[place])
+
+    def _of(self, classes: Classes) -> npt.NDArray[np.bool_]:
+        if len(self.classes) == 1:
+            return classes == self.classes[0]
+        member = np.zeros(IGNORE + 1, bool)
+        member[list(self.classes)] = True
+        return member[classes]
 
     @property
     def ignored(self) -> npt.NDArray[np.bool_]:
@@ -89,29 +96,46 @@ class StructurePair:
 
 
 def pair_structures(
-    reference: Classes, prediction: Classes, grid: Grid, frame: Frame, tolerances: Sequence[float]
+    reference: Classes,
+    prediction: Classes,
+    grid: Grid,
+    frame: Frame,
+    measured: Sequence[Sequence[int]],
+    tolerances: Sequence[float],
 ) -> list[StructurePair]:
-    """Every structure of a case as a pair; the voxels are counted once for all of them.
+    """Every structure or region of a case as a pair; the voxels are counted once for all of them.
 
     Args:
         reference, prediction: (X, Y, Z) uint8 class indices on `grid`; voxels that are 255 in the reference are left out of
             everything (for surfaces they are background in both).
-        tolerances: one a structure, in the order of the classes 1, 2, ...
+        measured: the class indices of each structure or region; each class is in one of them at least.
+        tolerances: one each, in the same order.
     """
     from scipy import ndimage
 
-    n_classes = len(tolerances) + 1
+    n_classes = max(index for classes in measured for index in classes) + 1
     if (ignored := reference == IGNORE).any():
         prediction = np.where(ignored, np.uint8(0), prediction)
     matrix = confusion_matrix(reference, prediction, n_classes)
-    boxes = zip(*(ndimage.find_objects(labels, n_classes - 1) for labels in (reference, prediction)), strict=True)
+    boxes = [ndimage.find_objects(labels, n_classes - 1) for labels in (reference, prediction)]
     return [
-        StructurePair(index, counts_of(matrix, index), reference, prediction, _union(*pair), grid, frame, tolerance)
-        for index, (pair, tolerance) in enumerate(zip(boxes, tolerances, strict=True), start=1)
+        StructurePair(
+            tuple(classes),
+            counts_of(matrix, classes),
+            reference,
+            prediction,
+            _union(found[index - 1] for found in boxes for index in classes),
+            grid,
+            frame,
+            tolerance,
+        )
+        for classes, tolerance in zip(measured, tolerances, strict=True)
     ]
 
 
-def _union(a: Box | None, b: Box | None) -> Box | None:
-    if a is None or b is None:
-        return a or b
-    return tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))  # type: ignore[return-value]
+def _union(boxes: Iterable[Box | None]) -> Box | None:
+    """The smallest box around boxes, or None without any."""
+    sides = list(zip(*(box for box in boxes if box is not None), strict=True))
+    if not sides:
+        return None
+    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)  # type: ignore[return-value]

@@ -16,6 +16,7 @@ from medseg.models.vgg import VGGClassifier, convolutionalize, load_vgg_weights
 
 CITE = "Long, Shelhamer and Darrell 2015 (FCN); Simonyan and Zisserman 2015 (VGG)"
 DEFAULT_WIDTH = {2: 1.0, 3: 0.375}  # in 3D a step then costs about that of a U-Net of widths 16 to 128
+NARROWER = (1, 0.75, 0.5, 0.375, 0.25)  # shares of the width, for machines that have less time or memory
 SKIPS = {32: [], 16: [3], 8: [3, 2]}  # stages whose pooling is scored too (0 is pool1), coarsest first
 
 
@@ -45,6 +46,17 @@ class FCNConfig(Section):
         if value is not None and value % 2 == 0:
             raise ValueError("must be odd, so that fc6 has a centre")
         return value
+
+
+def fcn_sizes(config: FCNConfig, patch: Sequence[int]) -> list[FCNConfig]:
+    """The FCNs that may be planned for a patch, widest first: one where `width` or pretrained weights are stated."""
+    if config.width is not None or config.weights is not None:
+        return [config]
+    return [config.model_copy(update={"width": DEFAULT_WIDTH[len(patch)] * share}) for share in NARROWER]
+
+
+def describe_fcn(config: FCNConfig) -> str:
+    return f"VGG-{config.depth} at {config.width or 1:g} of its published width"
 
 
 class FCN(Network):

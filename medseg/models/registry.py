@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,21 +19,25 @@ FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of `MODELS`: its settings, how to build it, and whom to cite.
+    """One row of `MODELS`: its settings, how to build it, how large it may be, and whom to cite.
 
     `build(config, *, in_channels, n_classes, patch, pretrained)` takes the axes that the network sees (2 or 3).
+    `plan(config, patch)` gives the settings that `prepare` chooses among, widest first, with every size in them; one alone
+    where the configuration states the size. `describe(config)` says such a size in words.
     """
 
     config: type[Section]
     build: Callable[..., Network]
+    plan: Callable[[Any, Sequence[int]], Sequence[Section]]
+    describe: Callable[[Any], str]
     cite: str
 
 
 MODELS: dict[str, Architecture] = {
-    "unet": Architecture(unet.UNetConfig, unet.build_unet, unet.CITE),
-    "fcn32s": Architecture(fcn.FCNConfig, partial(fcn.build_fcn, stride=32), fcn.CITE),
-    "fcn16s": Architecture(fcn.FCNConfig, partial(fcn.build_fcn, stride=16), fcn.CITE),
-    "fcn8s": Architecture(fcn.FCNConfig, partial(fcn.build_fcn, stride=8), fcn.CITE),
+    "unet": Architecture(unet.UNetConfig, unet.build_unet, unet.unet_sizes, unet.describe_unet, unet.CITE),
+    "fcn32s": Architecture(fcn.FCNConfig, partial(fcn.build_fcn, stride=32), fcn.fcn_sizes, fcn.describe_fcn, fcn.CITE),
+    "fcn16s": Architecture(fcn.FCNConfig, partial(fcn.build_fcn, stride=16), fcn.fcn_sizes, fcn.describe_fcn, fcn.CITE),
+    "fcn8s": Architecture(fcn.FCNConfig, partial(fcn.build_fcn, stride=8), fcn.fcn_sizes, fcn.describe_fcn, fcn.CITE),
 }
 
 
@@ -79,6 +83,14 @@ def _architecture(name: Any, where: str) -> Architecture:
     if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"{where}: there is no architecture `{name}`; use one of {', '.join(MODELS)}.")
     return MODELS[name]
+
+
+def sizes_of(architecture: str, options: dict[str, Any], patch_voxels: tuple[int, int, int]) -> list[tuple[dict[str, Any], str]]:
+    """The settings that a plan chooses among, widest first, each with its size in words. Raises: ConfigError."""
+    row = _architecture(architecture, "models")
+    config = parse(row.config, options, f"models: {architecture}")
+    patch = [size for size in patch_voxels if size > 1]
+    return [(size.model_dump(mode="json"), row.describe(size)) for size in row.plan(config, patch)]
 
 
 def build_network(

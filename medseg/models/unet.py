@@ -19,7 +19,7 @@ CITE = "Ronneberger et al. 2015 (U-Net); Çiçek et al. 2016 (3D U-Net); Isensee
 SLOPE = 0.01  # of the leaky ReLU
 SMALLEST_TO_HALVE = 8  # voxels along an axis; the coarsest stage then keeps at least 4
 MOST_STAGES = 6
-FIRST_WIDTH = 32
+FIRST_WIDTHS = (32, 24, 16, 12, 8)  # nnU-Net's, then narrower ones for machines that have less time or memory
 MOST_WIDTH = {2: 512, 3: 320}
 
 
@@ -61,9 +61,20 @@ def strides_for(patch: Sequence[int], most_stages: int = MOST_STAGES) -> list[tu
     return strides
 
 
-def features_for(patch: Sequence[int]) -> list[int]:
-    """Widths from 32, doubled at each stage that the patch allows, at most 512 in 2D and 320 in 3D (nnU-Net)."""
-    return [min(FIRST_WIDTH * 2**i, MOST_WIDTH[len(patch)]) for i in range(len(strides_for(patch)))]
+def features_for(patch: Sequence[int], first: int = FIRST_WIDTHS[0]) -> list[int]:
+    """Widths from `first`, doubled at each stage that the patch allows, at most 512 in 2D and 320 in 3D (nnU-Net)."""
+    return [min(first * 2**i, MOST_WIDTH[len(patch)]) for i in range(len(strides_for(patch)))]
+
+
+def unet_sizes(config: UNetConfig, patch: Sequence[int]) -> list[UNetConfig]:
+    """The U-Nets that may be planned for a patch, widest first: one where `features` are stated."""
+    if config.features is not None:
+        return [config]
+    return [config.model_copy(update={"features": features_for(patch, first)}) for first in FIRST_WIDTHS]
+
+
+def describe_unet(config: UNetConfig) -> str:
+    return f"{len(config.features or ())} stages of {', '.join(map(str, config.features or ()))} features"
 
 
 class ConvolutionBlock(nn.Sequential):

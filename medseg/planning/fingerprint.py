@@ -9,6 +9,7 @@ from medseg.core.config import Section
 from medseg.core.labels import IGNORE, LabelScheme
 from medseg.core.volume import Volume
 from medseg.data.normalise import thinned
+from medseg.data.preprocess import nonzero_box
 
 PERCENTILES = (0.5, 50.0, 99.5)
 
@@ -21,6 +22,7 @@ class CaseFingerprint(Section):
         spacing: voxel size along them.
         zero_share: share of voxels that are 0 in every channel (skull-stripped and masked scans have many).
         nonzero_box_share: share of the scan that the box of its non-zero voxels fills.
+        nonzero_shape: voxels of that box along right, anterior, superior.
         foreground: for each channel, mean, standard deviation and the 0.5, 50, 99.5 percentiles inside structures (empty
             where the case has none).
         class_voxels: voxels of each class, background first.
@@ -31,6 +33,7 @@ class CaseFingerprint(Section):
     physical: bool
     zero_share: float
     nonzero_box_share: float
+    nonzero_shape: tuple[int, int, int]
     foreground: list[list[float]]
     class_voxels: list[int]
 
@@ -57,15 +60,15 @@ def measure(volume: Volume, classes: np.ndarray, scheme: LabelScheme) -> CaseFin
     """
     canonical = volume.grid.canonical()
     used = (volume.array != 0).any(0)
-    axes = [np.flatnonzero(used.any(tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    box = np.prod([(a[-1] - a[0] + 1) / n if len(a) else 1.0 for a, n in zip(axes, volume.grid.shape, strict=True)])
+    x, y, z = nonzero_box(volume, canonical).shape
     inside = (classes > 0) & (classes != IGNORE)
     return CaseFingerprint(
         shape=canonical.shape,
         spacing=canonical.spacing,
         physical=canonical.physical,
         zero_share=float(1 - used.mean()),
-        nonzero_box_share=float(box),
+        nonzero_box_share=x * y * z / used.size,
+        nonzero_shape=(x, y, z),
         foreground=[_statistics(channel[inside]) for channel in volume.array] if inside.any() else [],
         class_voxels=[int((classes == k).sum()) for k in range(scheme.n_classes)],
     )

@@ -21,6 +21,7 @@ OF_EACH_MODEL = ("train", "predict", "evaluate")
 TEXT = {
     "case_id",
     "patient_id",
+    "fold",
     "structure",
     "status",
     "metric",
@@ -61,6 +62,7 @@ class Facts:
         splits: whose cases were predicted and evaluated; empty where that is unknown.
         sampling_unit, confidence: what intervals are over, and their confidence. `collect_run` and `collect_folders` take them
             from the records of the evaluations where these state them.
+        design: how cases were separated where it was not by splits: a cross-validation in words.
     """
 
     name: str = ""
@@ -71,6 +73,7 @@ class Facts:
     spacing_mm: tuple[float, float, float] | None = None
     splits: tuple[str, ...] = ()
     confidence: float = 0.95
+    design: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ class ModelResults:
         per_case, summary: as the evaluation wrote them.
         cases: cases.csv, what became of each case and why; None where the evaluation gives none.
         predictions, log: None where there are none (masks made by another tool).
+        fold_logs: of a cross-validation, the log of each fold.
         settings: architecture and options, steps, parameters: whatever the run's files say.
     """
 
@@ -91,7 +95,15 @@ class ModelResults:
     predictions: pd.DataFrame | None = None
     predictions_folder: Path | None = None
     log: pd.DataFrame | None = None
+    fold_logs: tuple[pd.DataFrame, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def logs(self) -> dict[str, pd.DataFrame]:
+        """The training logs by title: one, or one a fold."""
+        if self.fold_logs:
+            return {f"{self.name}, fold {number}": log for number, log in enumerate(self.fold_logs)}
+        return {self.name: self.log} if self.log is not None else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +134,15 @@ class ReportData:
 
     @property
     def structures(self) -> list[str]:
-        """Names in the label scheme's order, then any other that the tables hold."""
-        known = self.labels.names if self.labels else []
+        """Names of structures, or regions, in the label scheme's order, then any other that the tables hold."""
+        known = list(self.labels.measured) if self.labels else []
         found = [s for model in self.models for s in model.per_case["structure"].unique()]
         return list(dict.fromkeys([*(s for s in known if s in found), *found]))
+
+    @property
+    def drawn(self) -> list[str]:
+        """Names of the structures that pictures show, in the order of their colours: where regions are measured, their parts."""
+        return self.labels.names if self.labels and self.labels.regions else self.structures
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -261,12 +278,16 @@ def _read_evaluation(name: str, place: Path) -> ModelResults:
 
 
 def _read_model(folder: Path, model: str, plan: dict[str, Any]) -> ModelResults:
+    place = folder / "train" / model
+    n_folds = len(list(place.glob("fold_*/log.csv")))
+    schedule = _json(place / "schedule.json") or _json(place / "fold_0" / "schedule.json")
     return replace(
         _read_evaluation(model, folder / "evaluate" / model),
         predictions=_optional(folder / "predict" / model / "predictions.csv"),
         predictions_folder=folder / "predict" / model,
-        log=_optional(folder / "train" / model / "log.csv"),
-        settings=dict(plan.get("models", {}).get(model, {})) | {"schedule": _json(folder / "train" / model / "schedule.json")},
+        log=_optional(place / "log.csv"),
+        fold_logs=tuple(read_table(place / f"fold_{number}" / "log.csv") for number in range(n_folds)),
+        settings=dict(plan.get("models", {}).get(model, {})) | {"schedule": schedule},
     )
 
 

@@ -50,7 +50,7 @@ def strips(data: ReportData, folder: Path) -> PlacedFigure | None:
 
 def curves(data: ReportData, folder: Path) -> PlacedFigure | None:
     """The training curves of every model that has a log."""
-    logs = {model.name: model.log for model in data.models if model.log is not None and len(model.log)}
+    logs = {title: log for model in data.models for title, log in model.logs.items() if len(log)}
     if not logs:
         return None
     alt = f"Training loss and validation Dice over the epochs, for {' and '.join(logs)}."

@@ -90,26 +90,26 @@ class ModelRow:
 
 def model_rows(data: ReportData) -> list[ModelRow]:
     """The models that were trained in this run; empty for masks made by another tool."""
-    return [_model_row(data, model) for model in data.models if model.log is not None]
+    return [_model_row(data, model) for model in data.models if model.logs]
 
 
 def _model_row(data: ReportData, model: ModelResults) -> ModelRow:
-    log, schedule = model.log, model.settings.get("schedule", {})
-    assert log is not None
+    logs, schedule = list(model.logs.values()), model.settings.get("schedule", {})
     record = data.records.get(("train", model.name), {})
     hashes: list[str] = []
     if model.predictions is not None and "model_sha256" in model.predictions:
-        hashes = model.predictions["model_sha256"].astype(str).tolist()
-    best = log["val_dice"].max() if "val_dice" in log and log["val_dice"].notna().any() else None
+        hashes = list(dict.fromkeys(h[:12] for h in model.predictions["model_sha256"].astype(str) if h))
+    best = [log["val_dice"].max() for log in logs if "val_dice" in log and log["val_dice"].notna().any()]
     device = " ".join(str(schedule[key]) for key in ("device", "precision") if schedule.get(key))
+    log, folds = logs[0], f"{len(logs)} folds of " if len(logs) > 1 else ""
     return ModelRow(
         model.name,
         str(model.settings.get("architecture") or NONE),
-        format_number(schedule.get("steps") or (log["step"].max() if "step" in log else None), 0),
+        folds + format_number(schedule.get("steps") or (log["step"].max() if "step" in log else None), 0),
         format_number(log["epoch"].max() if "epoch" in log else len(log), 0),
         # Over all sittings, where a training was interrupted; `seconds` is the last one's.
         duration(record.get("training_seconds", record.get("seconds"))),
         device or NONE,
-        format_number(best, 3),
-        next((str(h)[:12] for h in hashes if h), NONE),
+        format_number(sum(best) / len(best) if best else None, 3),
+        ", ".join(hashes) or NONE,
     )

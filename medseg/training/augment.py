@@ -9,6 +9,7 @@ from monai.transforms.compose import Compose
 from medseg.training.config import AugmentationConfig
 from medseg.training.elastic import RandElasticAffineCropd
 from medseg.training.intensity import (
+    OwnStream,
     RandBlurd,
     RandBrightnessd,
     RandContrastd,
@@ -16,13 +17,18 @@ from medseg.training.intensity import (
     RandLowResolutiond,
     RandNoised,
 )
+from medseg.training.sampling import Size
 
 IMAGE, CLASSES, CENTRE = "image", "classes", "centre"
-ANISOTROPIC = 3.0  # nnU-Net's threshold: above it the coarse axis is turned and bent as little as a slice number
+ANISOTROPIC = 3.0  # nnU-Net's threshold: above it slices are so thick that they are only turned and coarsened within
+MODES = {"linear": "bilinear", "cubic": "bicubic"}
+LEFT_RIGHT = 0  # the axis X, as the prepared grid is oriented
+
+Spacing = tuple[float, float, float]
 
 
 def training_transforms(
-    config: AugmentationConfig, patch: tuple[int, int, int], spacing: tuple[float, float, float], flips: Sequence[int]
+    config: AugmentationConfig, patch: Size, spacing: Spacing, flips: Sequence[int], swaps: Sequence[tuple[int, int]] = ()
 ) -> Compose:
     """{"image": (C, X, Y, Z), "classes": (1, X, Y, Z), "centre": voxel} -> the same keys, augmented patches as tensors.
 
@@ -30,43 +36,47 @@ def training_transforms(
         patch: voxels along X, Y, Z.
         spacing: voxel size of the prepared cases; only its ratios matter.
         flips: axes along which mirroring is allowed.
+        swaps: class indices that change places where X, left and right, is mirrored.
     """
-    image = [IMAGE]
+    image, across = [IMAGE], slice_axis(patch, spacing)
+    # Half a turn puts left where right is, and no names are swapped for that.
+    turns = [axis for axis in flips if not (swaps and axis == LEFT_RIGHT)]
     spatial = RandElasticAffineCropd(
         [IMAGE, CLASSES],
         patch,
-        ("bilinear", "nearest"),
+        (MODES[config.interpolation], "nearest"),
         spacing,
         elastic=(config.elastic.probability, config.elastic.control_points, config.elastic.magnitude),
-        rotation=(config.rotation.probability, rotation_degrees(config, patch, spacing, flips)),
+        rotation=(config.rotation.probability, rotation_degrees(config, patch, spacing, turns)),
         scaling=(config.scaling.probability, config.scaling.factor),
         shear=(config.shear.probability, config.shear.tangent),
         flip=[config.flip if axis in flips else 0.0 for axis in range(3)],
+        swap=(LEFT_RIGHT, swaps),
         centre_key=CENTRE,
     )
     # nnU-Net's order.
-    return Compose(
-        [
-            spatial,
-            RandNoised(image, config.noise.probability, config.noise.range),
-            RandBlurd(image, config.blur.probability, config.blur.range),
-            RandBrightnessd(image, config.brightness.probability, config.brightness.range),
-            RandContrastd(image, config.contrast.probability, config.contrast.range),
-            RandLowResolutiond(image, config.low_resolution.probability, config.low_resolution.range),
-            RandGammad(image, config.inverted_gamma.probability, config.inverted_gamma.range, invert=True),
-            RandGammad(image, config.gamma.probability, config.gamma.range),
-        ]
-    )
+    intensity = [
+        RandNoised(image, config.noise.probability, config.noise.range),
+        RandBlurd(image, config.blur.probability, config.blur.range),
+        RandBrightnessd(image, config.brightness.probability, config.brightness.range),
+        RandContrastd(image, config.contrast.probability, config.contrast.range),
+        RandLowResolutiond(image, config.low_resolution.probability, config.low_resolution.range, still=across),
+        RandGammad(image, config.inverted_gamma.probability, config.inverted_gamma.range, invert=True),
+        RandGammad(image, config.gamma.probability, config.gamma.range),
+    ]
+    return Compose([spatial, OwnStream(intensity)])
 
 
-def rotation_degrees(
-    config: AugmentationConfig, patch: tuple[int, int, int], spacing: tuple[float, float, float], flips: Sequence[int]
-) -> list[tuple[float, float]]:
-    """Least and greatest angle about each axis. Half a turn mirrors two axes, so it needs both to be free to flip."""
+def slice_axis(patch: Size, spacing: Spacing) -> list[int]:
+    """The axis across slices: along which the patch is flat, or voxels are over three times longer; none where both are not."""
     flat = [axis for axis in range(3) if patch[axis] == 1]
     coarse = max(range(3), key=lambda axis: spacing[axis])
-    if not flat and spacing[coarse] > ANISOTROPIC * min(spacing):
-        flat = [coarse]
-    turns = bool(flat) and all(axis in flips for axis in range(3) if axis not in flat)
-    widest = config.rotation.degrees or ((-180.0, 180.0) if turns else (-30.0, 30.0))
-    return [widest if not flat or axis in flat else (0.0, 0.0) for axis in range(3)]
+    return flat or ([coarse] if spacing[coarse] > ANISOTROPIC * min(spacing) else [])
+
+
+def rotation_degrees(config: AugmentationConfig, patch: Size, spacing: Spacing, free: Sequence[int]) -> list[tuple[float, float]]:
+    """Least and greatest angle about each axis. Half a turn changes the ends of two axes, which must both be `free` for it."""
+    across = slice_axis(patch, spacing)
+    any_angle = bool(across) and all(axis in free for axis in range(3) if axis not in across)
+    widest = config.rotation.degrees or ((-180.0, 180.0) if any_angle else (-30.0, 30.0))
+    return [widest if not across or axis in across else (0.0, 0.0) for axis in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -27,6 +28,8 @@ Choice = Literal["auto", "true", "false"]
 class ElasticConfig(Section):
     """Elastic deformation (Ronneberger et al. 2015, U-Net: a 3 x 3 grid and 10 pixels on a picture of 572, about 0.04).
 
+    nnU-Net v2 has it switched off. Probability and range are ours; the paper's magnitude lies within the range.
+
     Args:
         control_points: fewest and most along the patch's longest side.
         magnitude: least and greatest standard deviation of the displacement, as a share of the distance between control
@@ -39,11 +42,12 @@ class ElasticConfig(Section):
 
 
 class RotationConfig(Section):
-    """Rotation about each axis (nnU-Net v2: probability 0.2, 30 degrees either way in 3D, any angle in 2D).
+    """Rotation about each axis (nnU-Net v2, `SpatialTransform`: probability 0.2, 30 degrees either way in 3D, any angle in 2D).
 
     Args:
         degrees: least and greatest; by default 30 either way in 3D and 180 in 2D, and where the slices are over three times
-            thicker than the pixels, 180 within the slice and none out of it.
+            thicker than the pixels, 180 within the slice and none out of it. Never 180 where an axis of the slice
+            may not be mirrored, or only with left and right swapped.
     """
 
     probability: Probability = 0.2
@@ -51,14 +55,20 @@ class RotationConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Zoom (nnU-Net v2: probability 0.2, factor 0.7 to 1.4)."""
+    """Zoom (nnU-Net v2, `SpatialTransform`: probability 0.2, factor 0.7 to 1.4, the same along all axes).
+
+    As in nnU-Net v1, half of the draws shrink and half enlarge, whatever the range.
+    """
 
     probability: Probability = 0.2
     factor: Annotated[tuple[Positive, Positive], AfterValidator(_ordered)] = (0.7, 1.4)
 
 
 class ShearConfig(Section):
-    """Shear; tangent of the largest angle (mild: nnU-Net has none, elastic deformation shears locally)."""
+    """Shear; tangent of the largest angle. Ours and mild: nnU-Net has none, and elastic deformation shears locally.
+
+    Shear is one of the affine changes that Simard et al. 2003 train with beside elastic ones.
+    """
 
     probability: Probability = 0.1
     tangent: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -76,15 +86,30 @@ def _intensity(probability: float, low: float, high: float) -> Any:
 
 
 class AugmentationConfig(Section):
-    """Random changes of each training patch: nnU-Net v2's recipe (Isensee et al. 2021, supplement) and elastic deformation.
+    """Random changes of each training patch: nnU-Net v2's recipe, in its order, and elastic deformation and shear.
+
+    Source of what nnU-Net has: Isensee et al. 2021, supplement, "Data augmentation"; probabilities and magnitudes are those of
+    its version 2 (`nnUNetTrainer.get_training_transforms` of nnunetv2 2.8.1 with batchgeneratorsv2), which differ from the
+    paper's a little. `elastic`, `rotation`, `scaling` and `shear` name their own.
 
     Args:
-        flip: probability of mirroring along each axis that the plan allows.
-        noise: Gaussian, standard deviation. blur: sigma in voxels. brightness: factor. contrast: factor about the mean.
-        low_resolution: share of voxels kept along each axis.
-        gamma: power. inverted_gamma: the same of the negative picture.
+        interpolation: of the image where it is bent or turned; cubic (Keys 1981, a = -0.75) is for 2D, 3D is linear always.
+        flip: probability of mirroring along each axis that the plan allows (nnU-Net v2, `MirrorTransform`: 0.5).
+        noise: Gaussian, with one standard deviation for all channels, in units of the normalised image (nnU-Net v2,
+            `GaussianNoiseTransform`: probability 0.1, range 0 to 0.1). The paper and the code call the range a variance; the code
+            uses the number drawn as standard deviation, and so do we: the pictures are nnU-Net's.
+        blur: Gaussian, sigma in voxels, drawn for each channel and axis; a channel is blurred with probability 0.5 (nnU-Net v2,
+            `GaussianBlurTransform`: probability 0.2, sigma 0.5 to 1).
+        brightness: factor, drawn for each channel (nnU-Net v2, `MultiplicativeBrightnessTransform`: 0.15, 0.75 to 1.25).
+        contrast: factor about the channel's mean, cut to its range (nnU-Net v2, `ContrastTransform`: 0.15, 0.75 to 1.25).
+        low_resolution: share of voxels kept along each axis (not across thick slices), nearest down and linear up; a channel is
+            taken with probability 0.5 (nnU-Net v2, `SimulateLowResolutionTransform`: 0.25, 0.5 to 1).
+        inverted_gamma: power of the negative of the picture, scaled to 0..1, drawn for each channel, half below 1; mean and
+            deviation are kept (nnU-Net v2, `GammaTransform`: 0.1, 0.7 to 1.5).
+        gamma: the same of the picture itself (nnU-Net v2, `GammaTransform`: 0.3, 0.7 to 1.5).
     """
 
+    interpolation: Literal["linear", "cubic"] = "linear"
     elastic: ElasticConfig = ElasticConfig()
     rotation: RotationConfig = RotationConfig()
     scaling: ScalingConfig = ScalingConfig()
@@ -156,12 +181,17 @@ class TrainingConfig(Section):
         budget_minutes: wall time for each model, compiling and validation included; turned once, after a few timed steps,
             into a number of steps that `schedule.json` keeps.
         batch_size: patches a step; by default the plan's.
-        loss: a name in `LOSSES`: Dice with cross-entropy (dice_ce), Dice alone (dice) or with focal loss (dice_focal).
+        init_from: a model.medseg whose weights the training starts with (fine-tuning); its structures may be others. The plan
+            takes over the voxel size, patch, normalisation and network that those weights were made for.
+        loss: a name in `LOSSES`, such as dice_ce.
         loss_options: settings of the loss, such as {gamma: 3}.
+        class_weights: of the cross-entropy part: `auto` weighs rare classes up (median frequency; Eigen & Fergus 2015), or a
+            weight for each name (`background` too; 1 where none is given). None weighs all voxels alike.
         schedule: the learning rate falls as half a cosine, or as (1 - t)^0.9 (poly; nnU-Net).
         warmup_steps: the learning rate rises evenly over so many first steps.
         gradient_clip: largest norm of all gradients together (12: nnU-Net).
-        foreground_fraction: share of each batch that is centred on a structure (nnU-Net: a third); at least one patch.
+        foreground_fraction: share of each batch that is centred on a structure (nnU-Net: a third); at least one patch. The
+            structure is drawn first, then a case that has it, so that rare structures are seen as often as common ones.
         precision: `auto` is bfloat16 on a GPU or a CPU that computes in it (AMX), else float32.
         compile: `auto` compiles on a GPU, and on a CPU where `budget_minutes` is at least 5; it is kept where timed steps are
             faster for it.
@@ -171,14 +201,21 @@ class TrainingConfig(Section):
         validation_overlap: of the sliding windows during training.
         checkpoint_minutes: longest time between two checkpoints (there is one at the end of each epoch too).
         device: `auto` is the GPU where there is one.
+        augment_on: where patches are bent and changed: by workers on the cpu, or a batch at a time on the training's device;
+            `auto` is the device where it is a GPU and the workers cannot keep up with it.
+        postprocessing: choose on the validation cases, at the end, whether only the largest piece of a structure is kept, or
+            pieces above a size; it travels in the model.
+        track: also log to TensorBoard or MLflow (`pip install medseg[track]`).
     """
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     budget_minutes: Positive | None = None
     steps_per_epoch: Annotated[int, Field(ge=1)] = 50
     batch_size: Annotated[int, Field(ge=1)] | None = None
+    init_from: Path | None = None
     loss: str = "dice_ce"
     loss_options: dict[str, Any] = {}
+    class_weights: Literal["auto"] | dict[str, Positive] | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Literal["cosine", "poly"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -192,6 +229,9 @@ class TrainingConfig(Section):
     validation_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     checkpoint_minutes: Positive = 3.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    augment_on: Literal["auto", "cpu", "device"] = "auto"
+    postprocessing: bool = True
+    track: list[Literal["tensorboard", "mlflow"]] = []
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="before")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import PatchDataset, batches
 from medseg.training.device import compiler_present
+from medseg.training.distributed import own_cores
 from medseg.training.schedule import Schedule, often_enough, steps_in
-from medseg.training.step import Trainer
+from medseg.training.step import MEMORY_REASON, Trainer, fresh_scaler
 
 TIMED_STEPS, TIMED_SECONDS = 5, 10.0
 WORKERS_PAY_AFTER_SECONDS = 180.0  # a worker process needs some ten seconds to start
@@ -42,10 +41,10 @@ def decide(
     validation_seconds: Callable[[], float],
     started: float,
 ) -> Schedule:
-    """The schedule with compile, workers and, where a budget is given, the number of steps.
+    """The schedule with compile, workers, the place of augmentation and, where a budget is given, the number of steps.
 
     Steps are timed on the real network, which gets its first weights back. `trainer.forward` is the compiled form afterwards
-    where that is kept.
+    where that is kept. Where several processes train, the main one's clock decides for all.
 
     Args:
         schedule: device, precision, layout and validation interval, decided by rule.
@@ -53,21 +52,29 @@ def decide(
         started: of this training, by `time.perf_counter`: what has passed is taken off the budget.
     """
     reasons = dict(schedule.reasons)
-    weights = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    weights, scaler = (
+        {k: v.clone() for k, v in trainer.network.state_dict().items()},
+        fresh_scaler(trainer.scaler, trainer.device),
+    )
     timing = time_steps(trainer, dataset)
     compiled, reasons["compile"] = _try_compiling(config, trainer, dataset, timing)
     kept = compiled is not None
     timing = compiled or timing
     trainer.network.load_state_dict(weights)
     trainer.optimizer.state.clear()
+    trainer.scaler = scaler
     budget = None if config.budget_minutes is None else config.budget_minutes * 60
     expected = schedule.steps * timing.both if budget is None else budget
     workers, reasons["workers"] = choose_workers(config, timing, trainer.device, expected)
+    augment_on, reasons["augment_on"] = choose_augment_on(config, timing, trainer.device)
     step_seconds = _step_seconds(timing, workers, trainer.device)
-    update: dict[str, Any] = {"compile": kept, "workers": workers, "step_seconds": step_seconds, "reasons": reasons}
+    update: dict[str, Any] = {"compile": kept, "workers": workers, "augment_on": augment_on, "step_seconds": step_seconds}
+    update |= {"pieces": trainer.pieces, "reasons": reasons}
+    if trainer.pieces > 1:
+        reasons["pieces"] = MEMORY_REASON
     if budget is not None:
         validation = validation_seconds()
-        left = budget - (time.perf_counter() - started)
+        validation, left = trainer.processes.gather((validation, budget - (time.perf_counter() - started)))[0]
         per_epoch, interval = config.steps_per_epoch, schedule.validation_interval
         steps = steps_in(left, step_seconds, validation, per_epoch, interval)
         if config.validation_interval is None:
@@ -85,13 +92,14 @@ def _step_seconds(timing: Timing, workers: int, device: torch.device) -> float:
     """Seconds a step with so many workers; on a CPU they take from the cores that the network computes on."""
     if not workers:
         return timing.both
-    shared = timing.batch / (os.cpu_count() or 1) if device.type == "cpu" else 0.0
+    shared = timing.batch / own_cores() if device.type == "cpu" else 0.0
     return max(timing.batch / workers, timing.step + shared)
 
 
 def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
-    """Medians over a few steps after a first one that is not counted."""
-    stream = batches(dataset, 0, TIMED_STEPS + 1, workers=0, pin=trainer.device.type == "cuda")
+    """Medians over a few steps after a first one that is not counted; of the main process."""
+    together = trainer.processes
+    stream = batches(dataset, 0, TIMED_STEPS + 1, 0, trainer.device.type == "cuda", together.rank, together.world)
     records: list[tuple[float, float]] = []
     with torch.random.fork_rng(devices=[]):
         begin = 0.0
@@ -104,16 +112,16 @@ def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
             records.append((made - start, time.perf_counter() - made))
             if number == 0:
                 begin = time.perf_counter()  # the first step compiles, and is not counted
-            elif time.perf_counter() - begin > TIMED_SECONDS:
+            elif together.any(time.perf_counter() - begin > TIMED_SECONDS):
                 break
     counted = records[1:]
     middle = len(counted) // 2
-    return Timing(sorted(b for b, _ in counted)[middle], sorted(s for _, s in counted)[middle])
+    return together.gather(Timing(sorted(b for b, _ in counted)[middle], sorted(s for _, s in counted)[middle]))[0]
 
 
-def compile_network(network: nn.Module) -> Callable[[torch.Tensor], list[torch.Tensor]]:
-    """The network's compiled form, on the same weights; validation goes on with the network itself."""
-    return torch.compile(network)
+def compile_network(forward: Callable[[torch.Tensor], list[torch.Tensor]]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """The compiled form of a network, on the same weights; validation goes on with the network itself."""
+    return torch.compile(forward)
 
 
 def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDataset, eager: Timing) -> tuple[Timing | None, str]:
@@ -130,17 +138,17 @@ def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDatas
             )
         if config.budget_minutes < COMPILING_PAYS_AFTER_MINUTES:
             return None, f"a budget below {COMPILING_PAYS_AFTER_MINUTES:g} minutes does not pay for compiling"
-    plain, start = trainer.forward, time.perf_counter()
-    trainer.forward = compile_network(trainer.network)
+    plain, pieces, start = trainer.forward, trainer.pieces, time.perf_counter()
+    trainer.forward = compile_network(trainer.forward)
     try:
         compiled = time_steps(trainer, dataset)
     except Exception as error:  # the compiler's own failures are of many types; training goes on without it
-        trainer.forward = plain
+        trainer.forward, trainer.pieces = plain, pieces
         return None, f"compiling failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     took = time.perf_counter() - start
     text = f"a step takes {eager.step:.3f} s plain and {compiled.step:.3f} s compiled ({took:.0f} s to compile)"
     if config.compile == "auto" and compiled.step >= eager.step:
-        trainer.forward = plain
+        trainer.forward, trainer.pieces = plain, pieces
         return None, text
     return compiled, text
 
@@ -149,7 +157,7 @@ def choose_workers(config: TrainingConfig, timing: Timing, device: torch.device,
     """Processes that make batches, and the reason. They change nothing but the speed."""
     if config.workers != "auto":
         return config.workers, "stated in the configuration"
-    cores = os.cpu_count() or 1
+    cores = own_cores()
     share = timing.batch / timing.step
     text = f"a batch takes {timing.batch * 1e3:.0f} ms to make and {timing.step * 1e3:.0f} ms to learn from"
     if cores == 1 or expected_seconds < WORKERS_PAY_AFTER_SECONDS:
@@ -158,6 +166,18 @@ def choose_workers(config: TrainingConfig, timing: Timing, device: torch.device,
         # Workers and the network share the cores, so a worker pays only where making a batch leaves cores idle for long.
         return (0, text) if share < 0.1 else (min(cores - 1, 1 + int(share * cores / 4)), text)
     return max(1, min(cores - 1, 1 + int(1.5 * share))), text
+
+
+def choose_augment_on(config: TrainingConfig, timing: Timing, device: torch.device) -> tuple[str, str]:
+    """Where patches are bent and changed, `cpu` or `device`, and the reason."""
+    if config.augment_on != "auto":
+        return config.augment_on, "stated in the configuration"
+    if device.type == "cpu":
+        return "cpu", "there is no GPU that could do it"
+    workers = max(1, own_cores() - 1)
+    making = timing.batch / workers
+    text = f"{workers} workers make a batch in {making * 1e3:.0f} ms and the GPU learns from it in {timing.step * 1e3:.0f} ms"
+    return "device" if making > timing.step else "cpu", text
 
 
 def _wait(device: torch.device) -> None:

@@ -9,18 +9,17 @@ import torch
 from torch import nn
 
 from medseg.core.errors import ConfigError
+from medseg.inference.device import DTYPES as DTYPES
+from medseg.inference.device import find_device, has_bfloat16
 from medseg.models.layers import to_channels_last
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(setting: str) -> tuple[torch.device, str]:
     """The device and the reason. Raises: ConfigError where a GPU is asked for and there is none."""
-    if setting == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("`training.device` is cuda and this machine has no usable NVIDIA GPU; use auto or cpu.")
-    if setting != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda"), torch.cuda.get_device_name()
-    return torch.device("cpu"), "stated in the configuration" if setting == "cpu" else "there is no GPU"
+    device = find_device(setting, "training.device")
+    if device.type == "cuda":
+        return device, torch.cuda.get_device_name()
+    return device, "stated in the configuration" if setting == "cpu" else "there is no GPU"
 
 
 def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
@@ -33,7 +32,7 @@ def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float
     if setting != "auto":
         return setting, "stated in the configuration"  # type: ignore[return-value]
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if has_bfloat16(device):
             return "bfloat16", "the GPU computes in it"
         return "float16", "the GPU has no bfloat16"
     if _has_amx():

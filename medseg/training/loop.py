@@ -1,31 +1,35 @@
-"""The training of one model, from its first weights to its model file."""
+"""The training of one model, from its first weights to its best ones."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
-from medseg.core.errors import StageError
-from medseg.core.files import atomic_path
-from medseg.core.progress import progress, say
+from medseg.core.progress import progress
 from medseg.drawing.curves import draw_training_curves
-from medseg.losses.registry import build_loss
-from medseg.training.checkpoint import Progress, Tensors, load_checkpoint, load_weights, save_checkpoint, save_weights
+from medseg.training.checkpoint import Progress, Tensors, propose_best, save_checkpoint, settle_best
 from medseg.training.dataset import PatchDataset, batches
 from medseg.training.decide import compile_network, decide
-from medseg.training.job import Job, set_up, training_samples, validation_windows
+from medseg.training.distributed import ALONE, Processes
+from medseg.training.diverging import Diverged, finite
+from medseg.training.job import Job, loss_of, set_up, training_samples, validation_windows
+from medseg.training.log import Clock, note, tell, trackers, write_log
+from medseg.training.on_device import deferred
+from medseg.training.recover import best_weights, go_back, resume
 from medseg.training.schedule import Schedule, learning_rate_factor
-from medseg.training.step import Trainer, step_seed
+from medseg.training.step import MEMORY_REASON, Trainer, step_seed
 from medseg.training.stop import stop_signals
-from medseg.training.validate import Validation, validate
+from medseg.training.validate import CaseScore, Validation, score_cases, summarise
+
+if TYPE_CHECKING:
+    from medseg.training.track import Trackers
 
 SECONDS_BETWEEN_DRAWINGS = 20.0
 LOSSES_READ_TOGETHER = 20  # on a GPU, where reading a loss waits for the device
@@ -41,156 +45,177 @@ class Trained:
     seconds: float
 
 
-def train_model(job: Job) -> Trained:
+@dataclass
+class Run:
+    """A training under way: everything that its functions share."""
+
+    job: Job
+    processes: Processes
+    trainer: Trainer
+    dataset: PatchDataset
+    schedule: Schedule
+    state: Progress
+    clock: Clock
+    trackers: Trackers | None = None
+
+
+def train_model(job: Job, processes: Processes = ALONE) -> Trained:
     """Train, or go on with a training that was interrupted; the same steps give the same weights either way (on a CPU).
 
-    Raises: StageError for a loss that is no number, a prepared case that is missing, or a budget below one step.
+    Where several processes train, all of them call this, and all of them get the best weights.
+
+    Raises: StageError for a training that diverges twice, too little memory for one patch, a prepared case or best weights
+        that are missing, or a budget below one step.
     """
     started = time.perf_counter()
-    trainer, schedule = set_up(job)
+    trainer, schedule = set_up(job, processes)
     dataset = training_samples(job)
-    before = Schedule.load(job.folder / "schedule.json")
-    if before is None:
-        validation = partial(_validation_seconds, job, trainer)
-        schedule = decide(job.settings, schedule, trainer, dataset, validation, started)
-        schedule.save(job.folder / "schedule.json")
+    begun = processes.any((job.folder / "schedule.json").exists())
+    if not begun:
+        schedule = decide(job.settings, schedule, trainer, dataset, partial(_validation_seconds, job, trainer), started)
+        if processes.main:
+            schedule.save(job.folder / "schedule.json")
     elif schedule.compile:
-        trainer.forward = compile_network(trainer.network)
-    state = load_checkpoint(job.folder / "last.safetensors", trainer.network, trainer.optimizer) or Progress()
-    if state.scaler:
-        trainer.scaler.load_state_dict(state.scaler)
-    _tell(job, schedule, state)
-    _run(job, trainer, schedule, state, dataset, Clock(state.seconds, started))
-    return Trained(load_weights(job.folder / "best.safetensors"), state.best, schedule, state.seconds)
+        trainer.forward = compile_network(trainer.forward)
+    if schedule.augment_on == "device":
+        dataset.transforms, trainer.augment = deferred(dataset.transforms)
+    state = resume(job, trainer)
+    if processes.main:
+        tell(job.name, schedule, state, begun)
+    with trackers(job, processes, schedule, state) as tracking:
+        run = Run(job, processes, trainer, dataset, schedule, state, Clock(state.seconds, started), tracking)
+        while run.state.step < run.schedule.steps:
+            try:
+                _steps(run)
+            except Diverged as trouble:
+                cases = dataset.cases_of(trouble.step)
+                run.state, what = go_back(job, trainer, run.state, trouble, cases)
+                _note_down(run, "learning_rate", what)
+    processes.barrier()  # the best weights are in place
+    return Trained(best_weights(job), run.state.best, run.schedule, run.state.seconds)
 
 
-def _run(job: Job, trainer: Trainer, schedule: Schedule, state: Progress, dataset: PatchDataset, clock: Clock) -> None:
-    """The loop over steps, from `state.step` to the schedule's end."""
-    settings = job.settings
-    on_gpu = trainer.device.type == "cuda"
-    waiting: list[tuple[torch.Tensor, list[str]]] = []
-    stream = batches(dataset, state.step, schedule.steps, schedule.workers, pin=on_gpu)
-    with progress(f"train {job.name}", schedule.steps) as advance, stop_signals() as stop:
+def _steps(run: Run) -> None:
+    """The loop over steps, from `run.state.step` to the schedule's end. Raises: Diverged; StageError."""
+    job, processes, trainer, schedule, state, clock = run.job, run.processes, run.trainer, run.schedule, run.state, run.clock
+    settings, on_gpu = job.settings, trainer.device.type == "cuda"
+    waiting: list[torch.Tensor] = []
+    stream = batches(run.dataset, state.step, schedule.steps, schedule.workers, on_gpu, processes.rank, processes.world)
+    title = f"train {job.name}"
+    display = progress(title, schedule.steps) if processes.main else contextlib.nullcontext(lambda done, note="": None)
+    with display as advance, stop_signals() as stop, contextlib.closing(stream):  # type: ignore[type-var]
         for batch in stream:
             factor = learning_rate_factor(settings.schedule, state.step, schedule.steps, settings.warmup_steps)
-            rate = settings.optimizer.rate * factor
-            loss = trainer.step(batch, rate, step_seed(job.seed, state.step))
+            rate = settings.optimizer.rate * factor * state.learning_rate_scale
+            waiting.append(trainer.step(batch, rate, step_seed(job.seed, state.step, processes.rank)))
             state.step += 1
-            waiting.append((loss, batch["case_id"]))
-            ends = state.step % schedule.steps_per_epoch == 0 or state.step == schedule.steps
-            stopping = stop.number is not None
-            saves = ends or stopping or clock.since_saving > settings.checkpoint_minutes * 60
+            ends = schedule.ends_epoch(state.step)
+            stopping = processes.any(stop.number is not None)
+            saves = ends or stopping or processes.any(clock.since_saving > settings.checkpoint_minutes * 60)
             if saves or not on_gpu or len(waiting) >= LOSSES_READ_TOGETHER:
-                _read_losses(job, state, waiting)  # before saving: a state that is no number must not be kept
-            if ends:
-                _end_epoch(job, trainer, schedule, state, rate, clock)
+                _read_losses(run, waiting)
             if saves:
-                state.seconds, state.scaler = clock.seconds, trainer.scaler.state_dict()
-                save_checkpoint(job.folder / "last.safetensors", trainer.network, trainer.optimizer, state)
-                clock.saved()
-            advance(state.step, _note(state))
+                _require_finite(run)  # before anything is saved
+            if ends:
+                _end_epoch(run, rate)
+            if saves:
+                _save(run, good=ends and state.trend.calm)
+            if trainer.pieces != run.schedule.pieces:
+                _note_down(run, "pieces", MEMORY_REASON, pieces=trainer.pieces)
+            advance(state.step, note(state))
             if stopping:
+                processes.barrier()  # nobody leaves before the state is saved
                 stop.leave()
 
 
-def _read_losses(job: Job, state: Progress, waiting: list[tuple[torch.Tensor, list[str]]]) -> None:
-    """Losses from the device into the state. Raises: StageError naming the batch's cases where one is no number."""
-    for index, (loss, case_ids) in enumerate(waiting):
-        value = float(loss)
-        if not math.isfinite(value):
-            step = state.step - len(waiting) + index + 1
-            raise StageError(
-                f"train {job.name}: the loss became {value} at step {step} (cases {', '.join(case_ids)}); "
-                "look at these cases, or lower `training.optimizer.learning_rate` and run with `--redo train`."
-            )
-        state.losses.append(value)
+def _read_losses(run: Run, waiting: list[torch.Tensor]) -> None:
+    """Losses from the device into the state. Raises: Diverged, on all processes alike."""
+    first = run.state.step - len(waiting)
+    trouble: tuple[int, str] | None = None
+    for step, loss in enumerate(torch.stack(waiting).tolist(), start=first):
+        what = run.state.trend.add(loss)
+        if what and trouble is None:
+            trouble = (step, what)
+        run.state.losses.append(loss)
     waiting.clear()
+    if found := next((t for t in run.processes.gather(trouble) if t), None):
+        raise Diverged(*found)
 
 
-def _end_epoch(job: Job, trainer: Trainer, schedule: Schedule, state: Progress, rate: float, clock: Clock) -> None:
+def _require_finite(run: Run) -> None:
+    """Raises: Diverged, on all processes alike."""
+    if run.processes.any(not finite(run.trainer.network)):
+        raise Diverged(run.state.step - 1, "the weights became no numbers")
+
+
+def _note_down(run: Run, key: str, reason: str, **changes: Any) -> None:
+    """Say what the training met, and write it into its schedule."""
+    reasons = run.schedule.reasons | {key: reason}
+    run.schedule = run.schedule.model_copy(update={**changes, "reasons": reasons})
+    run.processes.say(f"train {run.job.name}: {reason}")
+    if run.processes.main:
+        run.schedule.save(run.job.folder / "schedule.json")
+
+
+def _end_epoch(run: Run, rate: float) -> None:
     """A row of the log; a validation and perhaps a new best where it is due."""
+    job, state, schedule = run.job, run.state, run.schedule
     epoch = math.ceil(state.step / schedule.steps_per_epoch)
     row: dict[str, Any] = {"epoch": epoch, "step": state.step, "learning_rate": rate}
     row["train_loss"] = sum(state.losses) / len(state.losses)
     if schedule.validates(epoch):
-        result = _validate(job, trainer, job.val_ids)
+        result = _validate(job, run.trainer)
         row |= {"val_loss": result.loss, "val_dice": result.dice}
         row |= {f"val_dice_{name}": value for name, value in result.structures.items()}
         if not state.best or result.dice >= state.best["dice"]:  # of equals the later: it has learnt longer
             state.best = {"epoch": epoch, "step": state.step, "dice": result.dice, "structures": result.structures}
-            save_weights(job.folder / "best.safetensors", trainer.network.state_dict(), state.best)
+            if run.processes.main:
+                propose_best(job.best, run.trainer.network.state_dict(), state.best)
     state.losses = []
-    state.log.append({**row, "seconds": round(clock.seconds, 1)})
-    log = write_log(job.folder / "log.csv", state.log)
-    if state.step == schedule.steps or clock.since_drawing > SECONDS_BETWEEN_DRAWINGS:
-        draw_training_curves(log, job.folder / "progress.png")
-        clock.drawn()
+    state.log.append({**row, "seconds": round(run.clock.seconds, 1)})
+    if run.processes.main:
+        _show(run, row)
 
 
-def _validate(job: Job, trainer: Trainer, case_ids: Sequence[str]) -> Validation:
-    settings, patch = job.settings, job.plan.patch_voxels
-    loss = build_loss(settings.loss, settings.loss_options, job.labels.n_classes)
-    overlap, batch = settings.validation_overlap, job.batch_size
+def _show(run: Run, row: dict[str, Any]) -> None:
+    """The log as a table, as curves and to the trackers."""
+    log = write_log(run.job.folder / "log.csv", run.state.log)
+    if run.trackers is not None:
+        run.trackers.log(run.state.step, {key: value for key, value in row.items() if key not in ("epoch", "step")})
+    if run.state.step == run.schedule.steps or run.clock.since_drawing > SECONDS_BETWEEN_DRAWINGS:
+        draw_training_curves(log, run.job.folder / "progress.png")
+        run.clock.drawn()
+
+
+def _save(run: Run, good: bool) -> None:
+    """The whole state, then the best weights in their place."""
+    state = run.state
+    state.seconds, state.scaler, state.good = run.clock.seconds, run.trainer.scaler.state_dict(), good
+    if run.processes.main:
+        save_checkpoint(run.job.checkpoint, run.trainer.network, run.trainer.optimizer, state)
+        settle_best(run.job.best, state.best)
+    run.clock.saved()
+
+
+def _validate(job: Job, trainer: Trainer) -> Validation:
+    """All validation cases, shared out over the processes."""
+    processes = trainer.processes
+    processes.share_buffers(trainer.network)
+    shares = processes.gather(_scores(job, trainer, job.val_ids[processes.rank :: processes.world]))
+    scores = [shares[i % processes.world][i // processes.world] for i in range(len(job.val_ids))]
+    return summarise(scores, list(job.labels.measured))
+
+
+def _scores(job: Job, trainer: Trainer, case_ids: Sequence[str]) -> list[CaseScore]:
     cases = (job.store.open(case_id) for case_id in case_ids)  # one open at a time
-    return validate(trainer.network, cases, job.labels, loss, patch, overlap, batch, trainer.device, trainer.dtype)
+    patch, overlap = job.plan.patch_voxels, job.settings.validation_overlap
+    batch = max(1, job.batch_size // trainer.pieces)
+    return score_cases(trainer.network, cases, job.labels, loss_of(job), patch, overlap, batch, trainer.device, trainer.dtype)
 
 
 def _validation_seconds(job: Job, trainer: Trainer) -> float:
     """What a validation of all cases will take, by the first of them."""
     windows = validation_windows(job)
     start = time.perf_counter()
-    _validate(job, trainer, job.val_ids[:1])
-    return (time.perf_counter() - start) * sum(windows) / windows[0]
-
-
-def write_log(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """log.csv: one row an epoch; cells of epochs without validation are empty."""
-    first = ["epoch", "step", "seconds", "learning_rate", "train_loss"]
-    log = pd.DataFrame(rows)
-    log = log[[*first, *(c for c in log.columns if c not in first)]]
-    with atomic_path(path) as temporary:
-        log.to_csv(temporary, index=False)
-    return log
-
-
-def _note(state: Progress) -> str:
-    loss = state.losses[-1] if state.losses else state.log[-1]["train_loss"] if state.log else math.nan
-    dice = next((row["val_dice"] for row in reversed(state.log) if "val_dice" in row), None)
-    return f"loss {loss:.3f}" + ("" if dice is None else f", Dice {dice:.3f}, best {state.best['dice']:.3f}")
-
-
-def _tell(job: Job, schedule: Schedule, state: Progress) -> None:
-    if state.step:
-        say(f"train {job.name}: goes on after step {state.step} of {schedule.steps}")
-        return
-    say(f"train {job.name}: {schedule.steps} steps ({schedule.reasons['steps']})")
-    for key in ("device", "precision", "channels_last", "compile", "workers", "validation_interval"):
-        say(f"  {key} {getattr(schedule, key)}: {schedule.reasons.get(key, '')}")
-
-
-@dataclass
-class Clock:
-    """Seconds of training over all sittings, since the last checkpoint and since the last drawing."""
-
-    before: float
-    start: float
-    saved_at: float = field(default_factory=time.perf_counter)
-    drawn_at: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.start
-
-    @property
-    def since_saving(self) -> float:
-        return time.perf_counter() - self.saved_at
-
-    @property
-    def since_drawing(self) -> float:
-        return time.perf_counter() - self.drawn_at
-
-    def saved(self) -> None:
-        self.saved_at = time.perf_counter()
-
-    def drawn(self) -> None:
-        self.drawn_at = time.perf_counter()
+    _scores(job, trainer, job.val_ids[:1])
+    return (time.perf_counter() - start) * sum(windows) / windows[0] / min(trainer.processes.world, len(windows))

@@ -18,9 +18,12 @@ SAFETY = 0.96  # of the budget: the rest is for checkpoints, curves and the mode
 class Schedule(Section):
     """What was decided when a training started, `schedule.json`; a resumed run reads it and decides nothing anew.
 
+    Only what the training met is added later: too little memory, and a return to a lower learning rate (in `reasons`).
+
     Args:
         steps: optimizer steps in all. validation_interval: epochs between validations; the last epoch is always validated.
-        compile, channels_last, workers, precision, device: the choices made for this machine.
+        compile, channels_last, workers, augment_on, precision, device: the choices made for this machine.
+        pieces: in which a batch goes through the network, where the GPU's memory does not hold it whole.
         step_seconds, validation_seconds: measured for them; None where nothing was.
         reasons: how each was derived, in words.
     """
@@ -31,6 +34,8 @@ class Schedule(Section):
     compile: bool = False
     channels_last: bool = False
     workers: int = 0
+    augment_on: str = "cpu"
+    pieces: int = 1
     precision: str = "float32"
     device: str = "cpu"
     step_seconds: float | None = None
@@ -40,6 +45,10 @@ class Schedule(Section):
     @property
     def epochs(self) -> int:
         return math.ceil(self.steps / self.steps_per_epoch)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch ends after so many steps."""
+        return step % self.steps_per_epoch == 0 or step == self.steps
 
     def validates(self, epoch: int) -> bool:
         """Whether the network is validated at the end of this epoch (1, 2, ...)."""

@@ -10,10 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from medseg.core.errors import StageError
 from medseg.training.augment import CLASSES, IMAGE
+from medseg.training.dataset import WEIGHT
+from medseg.training.distributed import ALONE, Processes
+from medseg.training.on_device import Applier
 from medseg.training.optimizer import set_learning_rate
 
 Batch = dict[str, Any]
+MEMORY_REASON = "the GPU's memory does not hold the batch whole, so it goes through the network in pieces"
 
 
 @dataclass
@@ -22,42 +27,96 @@ class Trainer:
 
     Args:
         network: in training mode, on `device`.
-        forward: the network itself, or its compiled form on the same weights.
-        loss: of (list of logits, classes) -> scalar, deep supervision included.
+        forward: the network itself, or its distributed or compiled form on the same weights.
+        loss: of (list of logits, classes, weight of each voxel or None) -> scalar, deep supervision included.
         dtype: of the arithmetic; sums and weights stay float32.
         scaler: keeps float16 gradients from vanishing; disabled otherwise.
+        processes: that train together; each steps on its own share of the batch.
+        pieces: in which a batch goes through the network; doubled where memory does not hold it. The loss is then the mean
+            of the pieces' losses, each by its share of the samples: for a Dice over the batch that is a Dice a piece.
+        augment: bends and changes the batch on the device, where workers leave that to it.
     """
 
     network: nn.Module
     forward: Callable[[torch.Tensor], list[torch.Tensor]]
-    loss: Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
+    loss: Callable[[list[torch.Tensor], torch.Tensor, torch.Tensor | None], torch.Tensor]
     optimizer: torch.optim.Optimizer
     device: torch.device
     dtype: torch.dtype
     gradient_clip: float
     scaler: torch.amp.GradScaler
+    processes: Processes = ALONE
+    pieces: int = 1
+    augment: Applier | None = None
 
     def step(self, batch: Batch, learning_rate: float, seed: int) -> torch.Tensor:
-        """Learn from one batch; returns its loss, still on the device.
+        """Learn from one batch, of which tensors may be on the device already; returns its loss, still on the device.
 
         Args:
             seed: of dropout and anything else that the network draws.
+        Raises: StageError where memory does not hold one sample.
         """
-        torch.manual_seed(seed)
         set_learning_rate(self.optimizer, learning_rate)
-        image = batch[IMAGE].to(self.device, non_blocking=True)
-        classes = batch[CLASSES].to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.loss(self.forward(image), classes)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        if self.augment is not None:
+            batch = self.augment(batch, self.device)
+        while (loss := self._attempt(batch, seed)) is None:
+            self._halve(len(batch[CLASSES]))
+        return loss
+
+    def _attempt(self, batch: Batch, seed: int) -> torch.Tensor | None:
+        """The step's loss, or None where the device's memory did not suffice; nothing is learnt then."""
+        torch.manual_seed(seed)
+        try:
+            loss = self._gradients(batch)
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        except torch.OutOfMemoryError:
+            return None  # the frames that hold the failed step's tensors are gone only after this
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    def _gradients(self, batch: Batch) -> torch.Tensor:
+        """The loss, its gradients in the parameters."""
+        parts = {key: batch[key].tensor_split(self.pieces) for key in (IMAGE, CLASSES, WEIGHT) if key in batch}
+        losses = []
+        for index in range(self.pieces):
+            piece = {key: values[index].to(self.device, non_blocking=True) for key, values in parts.items()}
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.loss(self.forward(piece[IMAGE]), piece[CLASSES], piece.get(WEIGHT))
+            loss = loss * (len(piece[CLASSES]) / len(batch[CLASSES]))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _halve(self, samples: int) -> None:
+        """Take the batch in twice as many pieces from now on."""
+        if self.processes.world > 1:  # the others wait for this one in the middle of the step
+            raise StageError(
+                "the GPU's memory does not hold the share of the batch that a process has; train with more processes, or lower "
+                "`training.batch_size` and run with `--redo train`."
+            )
+        if self.pieces >= samples:
+            raise StageError(
+                "the GPU's memory does not hold one patch of this network; lower `plan.memory_gb` or `plan.patch_voxels`, then "
+                "run `medseg prepare` and train with `--redo train`."
+            )
+        self.pieces = min(2 * self.pieces, samples)
+        self.scaler = fresh_scaler(self.scaler, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of a step's own random numbers."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+def fresh_scaler(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
+    """The same scale without memory of a step that was begun."""
+    result = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
+    if scaler.is_enabled():
+        result.load_state_dict(scaler.state_dict())
+    return result
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of a step's own random numbers in one of the processes."""
+    return int(np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1)[0])

@@ -21,11 +21,13 @@ class Stop:
         self.number = number
 
     def leave(self) -> None:
-        """Raises: KeyboardInterrupt after Ctrl-C; SystemExit with 128 + the signal's number after another."""
-        assert self.number is not None
+        """Leave with this process; where only another one was asked, as after SIGTERM.
+
+        Raises: KeyboardInterrupt after Ctrl-C; SystemExit with 128 + the signal's number after another.
+        """
         if self.number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.number)
+        raise SystemExit(128 + (self.number or signal.SIGTERM))
 
 
 @contextmanager

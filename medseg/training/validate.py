@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -18,7 +19,7 @@ from medseg.metrics.overlap import confusion_matrix, counts_of, dice
 
 @dataclass(frozen=True)
 class Validation:
-    """Dice of each structure (mean over the cases where it is defined; NaN where it is in none) and mean loss.
+    """Dice of each structure or region (mean over the cases where it is defined; NaN where it is in none) and mean loss.
 
     Args:
         dice: mean over the structures that have one; 0 where none has.
@@ -29,7 +30,15 @@ class Validation:
     loss: float = math.nan
 
 
-def validate(
+@dataclass(frozen=True)
+class CaseScore:
+    """Dice of each of `labels.measured` in one case, NaN where it is in neither mask, and the loss."""
+
+    dice: list[float]
+    loss: float
+
+
+def score_cases(
     network: nn.Module,
     cases: Iterable[PreparedCase],
     labels: LabelScheme,
@@ -39,27 +48,35 @@ def validate(
     batch: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> Validation:
+) -> list[CaseScore]:
     """Predict each case and compare. The network comes back in training mode."""
     network.eval()
-    scores, losses = [], []
+    scores = []
     for case in cases:
         logits = predict_logits(network, np.array(case.image), patch, overlap, batch, (), device, dtype)
         classes = np.array(case.classes)
-        matrix = confusion_matrix(classes, logits.argmax(0).astype(np.uint8), labels.n_classes)
-        scores.append([dice(counts_of(matrix, k)) for k in range(1, labels.n_classes)])
+        matrix = confusion_matrix(classes, labels.decide(logits), labels.n_classes)
         with torch.inference_mode():
-            losses.append(float(loss(torch.from_numpy(logits)[None], torch.from_numpy(classes)[None])))
+            value = float(loss(torch.from_numpy(logits)[None], torch.from_numpy(classes)[None]))
+        scores.append(CaseScore(measured_dice(matrix, labels), value))
     network.train()
-    return summarise(np.array(scores), labels.names, float(np.mean(losses)))
+    return scores
 
 
-def summarise(scores: np.ndarray, names: Sequence[str], loss: float = math.nan) -> Validation:
-    """Means over cases, then over structures, of (cases, structures) Dice; NaN cells are left out."""
+def measured_dice(matrix: npt.NDArray[np.int64], labels: LabelScheme) -> list[float]:
+    """Dice of each structure, or each region, from the confusion matrix of the classes."""
+    return [dice(counts_of(matrix, classes)) for classes in labels.measured.values()]
+
+
+def summarise(scores: Sequence[CaseScore], names: Sequence[str]) -> Validation:
+    """Means over cases, then over structures; undefined Dice are left out."""
+    table = np.array([score.dice for score in scores])
     structures = {
-        name: float(np.mean(c)) if len(c := s[~np.isnan(s)]) else math.nan for name, s in zip(names, scores.T, strict=True)
+        name: float(np.mean(c)) if len(c := column[~np.isnan(column)]) else math.nan
+        for name, column in zip(names, table.T, strict=True)
     }
     defined = [value for value in structures.values() if not math.isnan(value)]
+    loss = float(np.mean([score.loss for score in scores]))
     return Validation(float(np.mean(defined)) if defined else 0.0, structures, loss)
 
 

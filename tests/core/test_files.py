@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from medseg.core.errors import LabelError, OutputError, UnreadableError
-from medseg.core.files import atomic_path, file_sha256, files_below, json_sha256, remove, write_json, write_text
+from medseg.core.files import atomic_path, file_sha256, files_below, json_sha256, remove, remove_leftovers, write_json, write_text
 
 
 def test_a_file_appears_whole_with_its_suffixes_kept_meanwhile(tmp_path: Path) -> None:
@@ -118,3 +118,12 @@ def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(UnreadableError, match=r"locked cannot be read \(Permission denied\); mend it"):
         list(files_below(tmp_path))
+
+
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = {".hidden", "0123abcd.csv", ".0123abcd", "table.csv"}
+    for name in (*kept, ".0123abcd.table.csv", ".ffffffff.scan.nii.gz"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "missing")
+    assert set(names(tmp_path)) == kept

@@ -97,6 +97,76 @@ def test_an_ambiguous_scheme_is_refused(content: dict[str, Any], said: str) -> N
     assert said in str(caught.value)
 
 
+BRATS = [{"name": n, "id": i} for i, n in enumerate(("necrosis", "oedema", "non_enhancing", "enhancing"), start=1)]
+REGIONS = [
+    {"name": "whole_tumour", "structures": ["necrosis", "oedema", "non_enhancing", "enhancing"]},
+    {"name": "enhancing", "structures": ["enhancing"]},
+    {"name": "core", "structures": ["necrosis", "non_enhancing", "enhancing"]},
+]
+
+
+def test_without_regions_structures_are_learnt_and_measured() -> None:
+    brats = scheme(*BRATS)
+    assert brats.n_outputs == 5
+    assert brats.measured == {"necrosis": [1], "oedema": [2], "non_enhancing": [3], "enhancing": [4]}
+    assert brats.membership is None
+    scores = np.eye(5, dtype=np.float32).reshape(5, 5, 1, 1)
+    decided = brats.decide(scores)
+    assert decided.dtype == np.uint8
+    assert decided.ravel().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_regions_are_learnt_and_measured() -> None:
+    brats = scheme(*BRATS, regions=REGIONS)
+    assert brats.n_outputs == 3
+    assert brats.measured == {"whole_tumour": [1, 2, 3, 4], "enhancing": [4], "core": [1, 3, 4]}
+    membership = brats.membership
+    assert membership is not None
+    assert membership.astype(int).tolist() == [[0, 1, 1, 1, 1], [0, 0, 0, 0, 1], [0, 1, 0, 1, 1]]
+
+
+def test_regions_are_painted_from_the_largest_to_the_smallest() -> None:
+    brats = scheme(*BRATS, regions=REGIONS)
+    #                  none  whole  whole+core  all  enhancing alone  a score of 0 is no region
+    scores = np.array([[-1, 1, 1, 1, -1, 0], [-1, -1, -1, 1, 1, -1], [-1, -1, 1, 1, -1, -1]], np.float32)
+    decided = brats.decide(scores.reshape(3, 6, 1, 1))
+    assert decided.shape == (6, 1, 1) and decided.dtype == np.uint8
+    assert decided.ravel().tolist() == [0, 2, 1, 4, 4, 0]  # oedema and necrosis are the first in no smaller region
+    written = [REGIONS[0], REGIONS[1], REGIONS[2] | {"written_as": "non_enhancing"}]
+    assert scheme(*BRATS, regions=written).decide(scores.reshape(3, 6, 1, 1)).ravel().tolist() == [0, 2, 3, 4, 4, 0]
+
+
+def test_what_regions_decide_has_those_regions() -> None:
+    brats = scheme(*BRATS, regions=REGIONS)
+    classes = np.arange(5, dtype=np.uint8).reshape(5, 1, 1)
+    assert brats.membership is not None
+    truth = brats.membership[:, classes]
+    np.testing.assert_array_equal(brats.membership[:, brats.decide(np.where(truth, 3, -3).astype(np.float32))], truth)
+
+
+@pytest.mark.parametrize(
+    ("regions", "said"),
+    [
+        ([*REGIONS[:2], {"name": "core", "structures": ["necrosys"]}], "`core` names `necrosys`, which is no structure"),
+        ([*REGIONS, {"name": "core", "structures": ["oedema"]}], "`core` and `core` have one name"),
+        ([*REGIONS, {"name": "active", "structures": ["enhancing"]}], "`enhancing` and `active` have one name or the same"),
+        ([REGIONS[0], {"name": "oedema", "structures": ["necrosis"]}], "`oedema` has the name of a structure"),
+        ([*REGIONS, {"name": "outer", "structures": ["oedema", "necrosis"]}], "`core` and `outer` cross"),
+        ([REGIONS[2]], "`oedema` is in no region"),
+        ([{"name": "all", "structures": ["oedema", "oedema"]}], "names a structure twice"),
+        ([REGIONS[0], REGIONS[2] | {"written_as": "oedema"}], "which is not part of it"),
+        ([REGIONS[0], REGIONS[2], {"name": "rim", "structures": ["oedema"]}], "state `written_as`"),
+        ([{"name": "all", "structures": []}], "regions.0.structures"),
+        ([{"name": "all", "members": ["oedema"]}], "regions.0.members"),
+    ],
+)
+def test_regions_that_are_wrong_are_refused(regions: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        scheme(*BRATS, regions=regions)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_labels_file_has_the_same_form(tmp_path: Path) -> None:
     path = tmp_path / "labels.yaml"
     path.write_text("structures: [{name: liver, id: 1, prediction_values: nonzero}]\n")

@@ -218,3 +218,27 @@ def test_channels_are_independent_and_the_input_is_untouched() -> None:
     assert np.array_equal(array, before)
     with pytest.raises(ValueError, match="does not lie on a grid"):
         resample(array, box((1, 2, 3)), grid, 0)
+
+
+def test_orders_are_taken_axis_by_axis():
+    """An edge between thick slices rings under a cubic and does not where that axis is linear."""
+    grid = box((12, 12, 8), (1, 1, 4))
+    finer = grid.respaced((0.7, 0.7, 1.3))
+    edge = np.broadcast_to((np.arange(8) >= 4).astype(np.float32), grid.shape).copy()
+    assert resample(edge, grid, finer, (3, 3, 3)).max() > 1.05
+    mixed = resample(edge, grid, finer, (3, 3, 1))
+    assert mixed.min() > -1e-5 and mixed.max() < 1 + 1e-5
+    smooth = np.random.default_rng(0).normal(size=grid.shape).astype(np.float32)
+    between = grid.respaced((0.7, 0.7, 4))
+    np.testing.assert_allclose(resample(smooth, grid, between, (3, 3, 1)), resample(smooth, grid, between, 3), atol=1e-5)
+    assert not np.array_equal(resample(smooth, grid, finer, (3, 3, 1)), resample(smooth, grid, finer, (1, 1, 3)))
+
+
+def test_orders_follow_the_axes_of_the_result():
+    grid = box((8, 12, 12), (4, 1, 1))  # thick along the first axis; the result has that axis last
+    to = grid.affine.copy()
+    to[:3, :3] = grid.affine[:3, [1, 2, 0]]
+    turned_grid = Grid((12, 12, 8), to).respaced((1, 1, 1.3))
+    edge = np.broadcast_to((np.arange(8) >= 4).astype(np.float32)[:, None, None], grid.shape).copy()
+    assert resample(edge, grid, turned_grid, (3, 3, 1)).max() < 1 + 1e-5
+    assert resample(edge, grid, turned_grid, (1, 3, 3)).max() > 1.05

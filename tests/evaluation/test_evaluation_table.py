@@ -172,3 +172,34 @@ def test_settings():
         EvaluateConfig(surface_tolerance={"liver": 1}).tolerances(SCHEME.names)
     assert EvaluateConfig(surface_tolerance={"tumour": 2, "liver": 1}).tolerances(SCHEME.names) == {"liver": 1, "tumour": 2}
     assert EvaluateConfig().processes(4) == 1
+
+
+REGIONS = LabelScheme(
+    structures=[{"name": "liver", "id": 1}, {"name": "tumour", "id": 2}],
+    regions=[{"name": "organ", "structures": ["liver", "tumour"]}, {"name": "tumour", "structures": ["tumour"]}],
+)
+
+
+def test_regions_are_rows(save_labels):
+    reference = _labels()
+    prediction = np.where(reference == 1, 2, reference)  # all of the liver taken for tumour: the organ is right
+    reference[8:10] = 0  # and there the tumour is invented
+    pairs = [
+        Pair("a", "p1", save_labels("ref.nii.gz", reference), save_labels("pred.nii.gz", prediction)),
+        Pair("b", "p2", save_labels("ref2.nii.gz", reference), None, "out of memory"),
+    ]
+    settings = EvaluateConfig(workers=1, surface_tolerance={"organ": 1, "tumour": 3})
+    table = evaluate_cases(pairs, REGIONS, settings).per_case.set_index(["case_id", "structure"])
+    assert list(table.index) == [("a", "organ"), ("a", "tumour"), ("b", "organ"), ("b", "tumour")]
+    liver, invented = int((reference == 1).sum()), int((prediction[8:10] > 0).sum())
+    assert table.loc[("a", "organ"), "dice"] == pytest.approx(2 * liver / (2 * liver + invented))
+    assert list(table["status"]) == ["ok", "reference_empty", "prediction_missing", "prediction_missing"]
+    assert table.loc[("b", "organ"), "reference_volume_ml"] == pytest.approx(liver * 1 * 1.5 * 2.5 / 1000)
+    assert math.isnan(table.loc[("a", "tumour"), "surface_dice_1mm"])
+    assert table.loc[("a", "organ"), "surface_dice_1mm"] > 0.5
+
+
+def test_tolerances_are_those_of_the_regions(save_labels):
+    path = save_labels("ref.nii.gz", _labels())
+    with pytest.raises(ConfigError, match="`surface_tolerance` names no tolerance for `organ`"):
+        evaluate_cases([Pair("a", "", path, path)], REGIONS, EvaluateConfig(workers=1, surface_tolerance={"tumour": 2}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from tiny_models import SCHEME, tiny_bundle, tiny_plan, write_tiny_model
 
 from medseg.core.errors import ModelFileError
-from medseg.inference.bundle import read_bundle, write_bundle
+from medseg.core.labels import LabelScheme, Region
+from medseg.inference.bundle import Origin, read_bundle, write_bundle
 from medseg.inference.card import fingerprint_ranges, model_card
+from medseg.inference.postprocess import Postprocessing, Rule
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint
 
 
@@ -51,7 +54,7 @@ def test_what_is_written_is_read(model: Path) -> None:
 
 
 def test_the_network_answers_as_the_one_that_was_saved(model: Path) -> None:
-    first, second = tiny_bundle().network(), read_bundle(model).network()
+    first, second = tiny_bundle().networks()[0], read_bundle(model).networks()[0]
     assert not second.training
     x = torch.rand(1, 1, 16, 16, 8)
     with torch.inference_mode():
@@ -183,7 +186,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     weights.pop(next(iter(weights)))
     object.__setattr__(bundle, "weights", (weights,))
     with pytest.raises(ModelFileError, match="its weights do not fit a unet"):
-        bundle.network()
+        bundle.networks()
 
 
 def test_the_card_says_what_a_user_must_know() -> None:
@@ -213,11 +216,79 @@ def test_the_card_says_what_a_user_must_know() -> None:
     assert "1 x 1.5 x 2 mm" in card
 
 
+RULES = Postprocessing(rules={"liver": Rule(keep_largest=True), "tumour": Rule(smallest_volume=12.5)})
+
+
+def test_what_was_chosen_on_the_validation_cases_travels_in_the_file(tmp_path: Path) -> None:
+    bundle = tiny_bundle(weights=2)
+    about = {
+        "postprocessing": RULES,
+        "temperature": [1.5, 1.25],
+        "finish": {"dice": {"before": 0.8, "after": 0.9}},
+        "started_from": Origin(model="big", sha256="ab" * 32),
+    }
+    object.__setattr__(bundle, "description", bundle.description.model_copy(update=about))
+    write_bundle(tmp_path / "m.medseg", bundle)
+    read = read_bundle(tmp_path / "m.medseg")
+    assert {key: getattr(read.description, key) for key in about} == about
+    assert read.temperatures == [1.5, 1.25]
+    assert tiny_bundle(weights=2).temperatures == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": [1.0, 1.0]}, "1 sets of weights and another number of temperatures"),
+        ({"temperature": 0.0}, "`temperature"),
+        ({"postprocessing": {"rules": {"liver": {"keep": 1}}}}, r"`postprocessing\.rules\.liver\.keep`"),
+    ],
+)
+def test_a_description_that_makes_no_sense(tmp_path: Path, changes: dict, message: str) -> None:
+    bundle = tiny_bundle()
+    object.__setattr__(bundle, "description", bundle.description.model_copy(update=changes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic says what the test does on purpose
+        write_bundle(tmp_path / "m.medseg", bundle)
+    with pytest.raises(ModelFileError, match=message):
+        read_bundle(tmp_path / "m.medseg")
+
+
+def test_a_model_with_regions_has_an_output_for_each(tmp_path: Path) -> None:
+    names = SCHEME.names
+    scheme = LabelScheme(
+        structures=SCHEME.structures, regions=[Region(name="all", structures=names), Region(name=names[1], structures=names[1:])]
+    )
+    read = read_bundle(write_tiny_model(tmp_path / "m.medseg", scheme=scheme))
+    with torch.inference_mode():
+        assert read.networks()[0](torch.rand(1, 1, 16, 16, 8)).shape == (1, 2, 16, 16, 8)
+
+
+def test_the_card_says_what_was_chosen_and_where_it_started() -> None:
+    scheme = LabelScheme(structures=SCHEME.structures, regions=[Region(name="both", structures=SCHEME.names)])
+    card = model_card(
+        "unet", "unet", tiny_plan(), scheme, "livers", 8, 2, {"both": 0.9},
+        postprocessing=RULES, temperature=1.234, finish={"dice": {"before": 0.8, "after": 0.91}, "cross_entropy": {}},
+        started_from=Origin(model="big", sha256="ab" * 32),
+    )  # fmt: skip
+    for text in (
+        "| Regions | both: liver, tumour |",
+        "| Postprocessing | liver: its largest piece only; tumour: no piece below 12.5 mm3 |",
+        "| Temperature | 1.23 |",
+        f"| Started from | big (sha256 {'ab' * 32}) |",
+        "0.8000 | 0.9100",
+    ):
+        assert text in card
+    plain = model_card("unet", "unet", tiny_plan(), SCHEME, "livers", 8, 2, {"liver": 0.9}, temperature=[1.0, 2.0])
+    for text in ("| Postprocessing | none |", "| Temperature | 1, 2 |", "| Started from | random weights |"):
+        assert text in plain
+    assert "Regions" not in plain
+
+
 def test_fingerprint_ranges_hold_no_cases() -> None:
     def case(n: int, foreground: list[list[float]]) -> CaseFingerprint:
         return CaseFingerprint(
             shape=(n, 20, 5), spacing=(1.0, 1.0, float(n)), physical=True, zero_share=0, nonzero_box_share=1,
-            foreground=foreground, class_voxels=[5, 5],
+            nonzero_shape=(n, 20, 5), foreground=foreground, class_voxels=[5, 5],
         )  # fmt: skip
 
     cases = [case(10, [[5, 1, 2, 5, 8]]), case(30, [[6, 1, 1, 6, 11]]), case(20, [])]

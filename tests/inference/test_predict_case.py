@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from phantoms import LPS_AFFINE, volume_case
-from tiny_models import tiny_bundle, write_tiny_model
+from tiny_models import SCHEME, tiny_bundle, write_tiny_model
 
 from medseg.core.errors import ConfigError, GridMismatchError, IntensityError, ModelFileError, UnreadableError
 from medseg.core.grid import Grid
+from medseg.core.labels import LabelScheme, Region
 from medseg.data.preprocess import preprocess
+from medseg.inference.bundle import Bundle
 from medseg.inference.config import EngineConfig, PredictConfig
-from medseg.inference.predict import LoadedModel, load_model, mirror_axes, predict_case, resolve_device, resolve_dtype
+from medseg.inference.device import find_device, find_dtype
+from medseg.inference.postprocess import Postprocessing, Rule, postprocess
+from medseg.inference.predict import LoadedModel, load_model, mirror_axes, predict_case
 from medseg.inference.restore import restore
 from medseg.inference.window import predict_logits
 from medseg.io.formats import read_volume
@@ -37,12 +41,21 @@ def loaded(folder: Path, **changes: object) -> LoadedModel:
 class Threshold(torch.nn.Module):
     """Says `liver` where the normalised image is bright: what it should give on the scan is known."""
 
+    def __init__(self, level: float = 1.0) -> None:
+        super().__init__()
+        self.level = level
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.zeros_like(x), 10 * (x - 1), torch.full_like(x, -50)], 1)
+        return torch.cat([torch.zeros_like(x), 10 * (x - self.level), torch.full_like(x, -50)], 1)
 
 
 def with_network(model: LoadedModel, network: torch.nn.Module) -> LoadedModel:
-    return LoadedModel(model.bundle, [network], model.device, model.dtype)
+    return with_networks(model, [network])
+
+
+def with_networks(model: LoadedModel, networks: list[torch.nn.Module], **about: object) -> LoadedModel:
+    bundle = Bundle(model.bundle.description.model_copy(update=about), model.bundle.weights[:1] * len(networks), "")
+    return LoadedModel(bundle, networks, model.device, model.dtype)
 
 
 def test_the_answer_lies_on_the_scans_own_voxels(tmp_path: Path, scan: Path) -> None:
@@ -62,7 +75,7 @@ def test_it_is_preprocess_window_and_restore(tmp_path: Path, scan: Path) -> None
     volume, plan = read_volume(scan), model.bundle.plan
     prepared = preprocess(volume, plan.preprocessing)
     logits = predict_logits(model.networks[0], prepared.array, plan.patch_voxels, batch=2)
-    expected = restore(logits, prepared.grid, volume.grid).array
+    expected = restore(logits, prepared.grid, volume.grid, model.bundle.labels).array
     np.testing.assert_array_equal(predict_case(model, [scan], CPU).array, expected)
     assert len(np.unique(expected)) > 1
 
@@ -73,8 +86,61 @@ def test_several_weights_are_averaged(tmp_path: Path, scan: Path) -> None:
     both = predict_case(model, [scan], CPU).array
     assert (one[0] != one[1]).any()
     assert ((both == one[0]) | (both == one[1])).mean() > 0.9
-    twice = LoadedModel(model.bundle, [model.networks[0]] * 2, model.device, model.dtype)
+    twice = with_networks(model, [model.networks[0]] * 2)
     np.testing.assert_array_equal(predict_case(twice, [scan], CPU).array, one[0])
+
+
+class Always(torch.nn.Module):
+    """The same logits everywhere, whatever the scan."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.reshape(1, -1, 1, 1, 1).expand(len(x), -1, *x.shape[2:])
+
+
+def test_each_answer_is_divided_by_its_temperature(tmp_path: Path, scan: Path) -> None:
+    model, networks = loaded(tmp_path), [Always(0, 9, 0), Always(0, 0, 4)]
+    for temperature, expected in ((None, 1), (2.0, 1), ([1.0, 1.0], 1), ([10.0, 1.0], 2), ([9.0, 3.9], 2), ([9.0, 4.1], 1)):
+        classes = predict_case(with_networks(model, networks, temperature=temperature), [scan], CPU)  # type: ignore[arg-type]
+        assert (classes.array == expected).all()
+
+
+def test_postprocessing_happens_on_the_scans_own_grid(tmp_path: Path, scan: Path) -> None:
+    model = with_network(loaded(tmp_path, spacing=(1.3, 1.3, 1.3)), Threshold(-0.1))  # noise too
+    plain = predict_case(model, [scan], CPU)
+    rules = Postprocessing(rules={"liver": Rule(smallest_volume=40.0)})
+    cleaned = predict_case(with_networks(model, model.networks, postprocessing=rules), [scan], CPU)
+    np.testing.assert_array_equal(cleaned.array, postprocess(plain.array, rules, SCHEME, plain.grid))
+    assert 0 < cleaned.array.sum() < plain.array.sum()
+    assert cleaned.grid == plain.grid
+
+
+def test_regions_are_yes_or_no_and_never_swapped(tmp_path: Path, scan: Path) -> None:
+    scheme = LabelScheme(
+        structures=SCHEME.structures,
+        regions=[Region(name="organ", structures=["liver", "tumour"]), Region(name="tumour", structures=["tumour"])],
+    )
+    model = loaded(tmp_path, scheme=scheme, swaps=[(1, 2)])
+    assert predict_case(model, [scan], CPU).array.max() <= 2
+    mirror = EngineConfig(device="cpu", mirror=True)
+    for logits, expected in (((1, -1), 1), ((1, 0.5), 2), ((-1, -2), 0)):
+        assert (predict_case(with_network(model, Always(*logits)), [scan], mirror).array == expected).all()
+
+
+def test_a_mirrored_pair_keeps_its_sides(tmp_path: Path, scan: Path) -> None:
+    class Sides(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            right = (torch.arange(x.shape[2]) >= x.shape[2] // 2).float().reshape(1, 1, -1, 1, 1).expand_as(x)
+            return torch.cat([torch.full_like(x, -1), 1 - right, right], dim=1)
+
+    mirror = EngineConfig(device="cpu", mirror=True)
+    model = with_network(loaded(tmp_path, flips=[0], swaps=[(1, 2)], patch_voxels=(24, 24, 16), spacing=None), Sides())
+    plain = predict_case(model, [scan], CPU).array
+    assert set(np.unique(plain)) == {1, 2}
+    np.testing.assert_array_equal(predict_case(model, [scan], mirror).array, plain)
 
 
 def test_mirroring_obeys_the_model(tmp_path: Path, scan: Path) -> None:
@@ -107,13 +173,13 @@ def test_not_a_number(tmp_path: Path) -> None:
 
 def test_device_and_precision() -> None:
     cpu = torch.device("cpu")
-    assert resolve_device("cpu") == cpu
-    assert resolve_dtype("auto", cpu) == torch.float32
-    assert resolve_dtype("bfloat16", cpu) == torch.bfloat16
+    assert find_device("cpu") == cpu
+    assert find_dtype("auto", cpu) == torch.float32
+    assert find_dtype("bfloat16", cpu) == torch.bfloat16
     if not torch.cuda.is_available():
-        assert resolve_device("auto") == cpu
-        with pytest.raises(ConfigError, match="has no GPU"):
-            resolve_device("cuda")
+        assert find_device("auto") == cpu
+        with pytest.raises(ConfigError, match=r"`training\.device` is cuda and this machine has no GPU"):
+            find_device("cuda", "training.device")
 
 
 def test_a_model_that_is_replaced_meanwhile(tmp_path: Path) -> None:

@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 
 from medseg.core.grid import Grid
+from medseg.core.labels import LabelScheme, Region, Structure
 from medseg.core.resample import resample
 from medseg.core.volume import Volume
 from medseg.data.normalise import CaseNormalisation
 from medseg.data.preprocess import Preprocessing, preprocess
 from medseg.inference.restore import restore
+
+ONE = LabelScheme(structures=[Structure(name="a", id=1)])
+TWO = LabelScheme(structures=[Structure(name="a", id=1), Structure(name="b", id=2)])
+NESTED = LabelScheme(
+    structures=[Structure(name="oedema", id=2), Structure(name="core", id=1), Structure(name="cyst", id=7)],
+    regions=[
+        Region(name="core", structures=["core"]),
+        Region(name="whole", structures=["core", "oedema"]),
+        Region(name="cyst", structures=["cyst"]),
+    ],
+)
 
 
 def flipped_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Grid:
@@ -37,7 +49,7 @@ def test_flips_and_axis_orders_come_back_exactly() -> None:
     scan = flipped_grid((7, 5, 6))
     classes = np.random.default_rng(0).integers(0, 3, scan.shape).astype(np.uint8)
     prepared = scan.canonical()
-    restored = restore(logits_of(resample(classes, scan, prepared, 0), 3), prepared, scan)
+    restored = restore(logits_of(resample(classes, scan, prepared, 0), 3), prepared, scan, TWO)
     np.testing.assert_array_equal(restored.array, classes)
     assert restored.array.dtype == np.uint8
     assert restored.grid is scan
@@ -46,7 +58,7 @@ def test_flips_and_axis_orders_come_back_exactly() -> None:
 def test_outside_the_crop_is_background() -> None:
     scan = Grid((10, 10, 10), np.eye(4))
     prepared = scan.cropped((2, 3, 4), (5, 5, 5))
-    restored = restore(logits_of(np.ones((5, 5, 5)), 2), prepared, scan).array
+    restored = restore(logits_of(np.ones((5, 5, 5)), 2), prepared, scan, ONE).array
     expected = np.zeros((10, 10, 10))
     expected[2:7, 3:8, 4:9] = 1
     np.testing.assert_array_equal(restored, expected)
@@ -55,7 +67,7 @@ def test_outside_the_crop_is_background() -> None:
 def test_outside_a_respaced_crop_is_background() -> None:
     scan = Grid((20, 20, 20), np.eye(4))
     prepared = scan.cropped((4, 4, 4), (10, 10, 10)).respaced((2.0, 2.0, 2.0))
-    restored = restore(logits_of(np.ones(prepared.shape), 2), prepared, scan).array
+    restored = restore(logits_of(np.ones(prepared.shape), 2), prepared, scan, ONE).array
     expected = np.zeros((20, 20, 20))
     expected[4:14, 4:14, 4:14] = 1
     np.testing.assert_array_equal(restored, expected)
@@ -67,7 +79,7 @@ def test_a_ball_keeps_its_volume_and_place_through_another_spacing(spacing: tupl
     prepared = scan.canonical().respaced(spacing)
     truth = centre_distance(scan) <= 12
     certainty = (12 - centre_distance(prepared)).astype(np.float32)  # falls off over a voxel or two, as a network's does
-    restored = restore(np.stack([-certainty, certainty]), prepared, scan).array.astype(bool)
+    restored = restore(np.stack([-certainty, certainty]), prepared, scan, ONE).array.astype(bool)
     dice = 2 * (restored & truth).sum() / (restored.sum() + truth.sum())
     assert dice > 0.98
     assert abs(restored.sum() / truth.sum() - 1) < 0.02
@@ -79,7 +91,7 @@ def test_a_ball_keeps_its_volume_and_place_through_another_spacing(spacing: tupl
 def test_the_scan_edge_is_not_lost_to_rounding(shape: tuple[int, int, int]) -> None:
     scan = Grid(shape, np.diag([0.5, 0.5, 0.5, 1]))
     prepared = scan.respaced((1.9, 1.7, 2.3))
-    restored = restore(logits_of(np.ones(prepared.shape), 2), prepared, scan).array
+    restored = restore(logits_of(np.ones(prepared.shape), 2), prepared, scan, ONE).array
     assert restored.all()
 
 
@@ -88,13 +100,13 @@ def test_the_border_comes_back_between_two_voxels() -> None:
     prepared = scan.respaced((10.0, 1.0, 1.0))  # centres at 4.5, 14.5, 24.5, 34.5
     certainty = (17 - np.array([4.5, 14.5, 24.5, 34.5], np.float32)).reshape(4, 1, 1)
     logits = np.stack([np.full_like(certainty, 3), 3 + certainty, np.full_like(certainty, -9)])
-    np.testing.assert_array_equal(restore(logits, prepared, scan).array[:, 0, 0], np.arange(40) < 17)
+    np.testing.assert_array_equal(restore(logits, prepared, scan, TWO).array[:, 0, 0], np.arange(40) < 17)
 
 
 def test_huge_logits_do_not_overflow() -> None:
     scan = Grid((8, 8, 8), np.eye(4))
     prepared = scan.respaced((2.0, 2.0, 2.0))
-    assert restore(logits_of(np.ones(prepared.shape), 2) * 1e6, prepared, scan).array.all()
+    assert restore(logits_of(np.ones(prepared.shape), 2) * 1e6, prepared, scan, ONE).array.all()
 
 
 def test_undoes_preprocess() -> None:
@@ -106,5 +118,46 @@ def test_undoes_preprocess() -> None:
     settings = Preprocessing(physical=True, spacing=(1.0, 1.0, 1.0), crop_nonzero=True, normalisation=rule, order=1)
     prepared = preprocess(Volume(array, scan), settings)
     bright = (prepared.array[0] > prepared.array[0].mean() - 1).astype(int)
-    restored = restore(logits_of(bright, 2), prepared.grid, scan).array
+    restored = restore(logits_of(bright, 2), prepared.grid, scan, ONE).array
     np.testing.assert_array_equal(restored, array[0] > 0)
+
+
+def answers_of(classes: np.ndarray, labels: LabelScheme) -> np.ndarray:
+    """Logits of the regions that are right everywhere."""
+    assert labels.membership is not None
+    return np.where(labels.membership[:, classes], 5.0, -5.0).astype(np.float32)
+
+
+def test_regions_come_back_exactly_through_flips_and_crops() -> None:
+    scan = flipped_grid((7, 5, 6))
+    classes = np.random.default_rng(0).integers(0, 4, scan.shape).astype(np.uint8)
+    prepared = scan.canonical().cropped((1, 1, 1), (4, 5, 3))
+    inside = resample(classes, scan, prepared, 0)
+    restored = restore(answers_of(inside, NESTED), prepared, scan, NESTED).array
+    np.testing.assert_array_equal(restored, resample(inside, prepared, scan, 0))
+    assert set(np.unique(restored)) == {0, 1, 2, 3}
+
+
+def test_regions_come_back_at_their_places_through_another_spacing() -> None:
+    scan = Grid((40, 1, 1), np.eye(4))
+    prepared = scan.respaced((10.0, 1.0, 1.0))  # centres at 4.5, 14.5, 24.5, 34.5
+    x = np.array([4.5, 14.5, 24.5, 34.5], np.float32)
+    core, whole, cyst = 12 - x, 27 - x, x - 33
+    restored = restore(np.stack([core, whole, cyst])[:, :, None, None], prepared, scan, NESTED).array[:, 0, 0]
+    place = np.arange(40)
+    np.testing.assert_array_equal(restored, np.select([place < 12, place < 27, place > 33], [2, 1, 3], 0))
+
+
+def test_outside_a_respaced_crop_no_region_is_found() -> None:
+    scan = Grid((20, 20, 20), np.eye(4))
+    prepared = scan.cropped((4, 4, 4), (10, 10, 10)).respaced((2.0, 2.0, 2.0))
+    restored = restore(np.full((3, *prepared.shape), 9, np.float32), prepared, scan, NESTED).array
+    assert (restored[4:14, 4:14, 4:14] > 0).all()
+    assert (restored > 0).sum() == 1000
+
+
+def test_restoring_to_the_same_grid_is_deciding() -> None:
+    scores = np.random.default_rng(2).normal(size=(3, 5, 6, 7)).astype(np.float32)
+    grid = Grid((5, 6, 7), np.eye(4))
+    for labels in (TWO, NESTED):
+        np.testing.assert_array_equal(restore(scores, grid, grid, labels).array, labels.decide(scores))

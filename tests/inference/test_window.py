@@ -10,7 +10,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from medseg.inference.window import importance, predict_logits, window_starts
+from medseg.inference.window import importance, predict_logits, swapped, window_starts
 
 
 class Same(nn.Module):
@@ -148,6 +148,31 @@ def test_mirroring_averages_over_the_allowed_axes_only() -> None:
     mirrored = predict_logits(network, image, (8, 8, 8), mirror_axes=(0, 2))
     turned = predict_logits(network, image[:, ::-1, :, ::-1], (8, 8, 8), mirror_axes=(0, 2))[:, ::-1, :, ::-1]
     np.testing.assert_allclose(mirrored, turned, atol=1e-5)
+
+
+class Sides(nn.Module):
+    """Knows left from right: output 1 is what lies left in the window, 2 what lies right, 0 and 3 are the content's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left = (torch.arange(x.shape[2]) < x.shape[2] // 2).float().reshape(1, 1, -1, 1, 1).expand_as(x)
+        return torch.cat([x, left * 5, (1 - left) * 5, -x], dim=1)
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1, 2), (1, 2)])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (13, 8, 9)])
+def test_pairs_change_places_where_left_and_right_do(axes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    image = picture(1, *shape)
+    plain = predict_logits(Sides(), image, (8, 8, 8))
+    mirrored = predict_logits(Sides(), image, (8, 8, 8), mirror_axes=axes, swaps=[(1, 2)])
+    np.testing.assert_allclose(mirrored, plain, atol=1e-5)
+    if 0 in axes:  # without the pair, left and right are averaged away
+        without = predict_logits(Sides(), image, (8, 8, 8), mirror_axes=axes)
+        np.testing.assert_allclose(without[1], without[2], atol=1e-5)
+
+
+def test_several_pairs() -> None:
+    assert swapped(6, [(1, 4), (2, 3)]) == [0, 4, 3, 2, 1, 5]
+    assert swapped(3, []) == [0, 1, 2]
 
 
 def test_takes_read_only_arrays_and_tensors() -> None:

@@ -15,7 +15,7 @@ VOLUMES, PIXELS = Frame(physical=True, planar=False), Frame(physical=False, plan
 
 
 def _figures(reference, prediction, grid, frame, structure=1, n=1, tolerance=1.0):
-    pair = pair_structures(reference, prediction, grid, frame, [tolerance] * n)[structure - 1]
+    pair = pair_structures(reference, prediction, grid, frame, [[k] for k in range(1, n + 1)], [tolerance] * n)[structure - 1]
     return {name: metric.function(pair) for name, metric in METRICS.items()}
 
 
@@ -156,3 +156,24 @@ def test_no_distance_is_longer_than_the_diagonal():
 def test_measures_survive_json():
     for measure in measures_for(list(METRICS), PIXELS, {"a": 1.0}):
         assert Measure(**measure.as_dict()) == measure
+
+
+@pytest.mark.parametrize("frame", [VOLUMES, PIXELS])
+def test_a_region_is_measured_as_one_mask_of_its_classes(frame):
+    generator = np.random.default_rng(4)
+    shape = (14, 13, 1) if frame.planar else (12, 11, 10)
+    reference, prediction = np.zeros((2, *shape), np.uint8)
+    reference[3:9, 2:8], prediction[4:9, 1:8] = 1, 1
+    for classes in (reference, prediction):
+        classes[classes > 0] = generator.integers(1, 5, int((classes > 0).sum()))
+    reference[:2] = 255
+    prediction[:3] = 4  # what is invented where the reference is ignored counts in no region
+    grid = Grid(shape, np.diag([1.0, 1.5, 2.0, 1.0]), physical=frame.physical)
+    regions, tolerances = [[1, 2, 3, 4], [1, 3, 4], [4]], [1.0, 2.0, 3.0]
+    pairs = pair_structures(reference, prediction, grid, frame, regions, tolerances)
+    for classes, tolerance, pair in zip(regions, tolerances, pairs, strict=True):
+        one = np.where(reference == 255, 255, np.isin(reference, classes)).astype(np.uint8)
+        (alone,) = pair_structures(one, np.isin(prediction, classes).astype(np.uint8), grid, frame, [[1]], [tolerance])
+        assert pair.counts == alone.counts and pair.box == alone.box
+        for metric in METRICS.values():
+            assert metric.function(pair) == pytest.approx(metric.function(alone), nan_ok=True), metric.name

@@ -21,7 +21,7 @@ def test_confusion_matrix_counts_pairs_of_classes():
 def test_ignored_voxels_are_left_out_and_an_ignored_prediction_is_background():
     reference = np.array([255, 255, 1, 1], np.uint8).reshape(4, 1, 1)
     prediction = np.array([1, 0, 1, 255], np.uint8).reshape(4, 1, 1)
-    counts = counts_of(confusion_matrix(reference, prediction, 2), 1)
+    counts = counts_of(confusion_matrix(reference, prediction, 2), [1])
     assert counts == Counts(true_positive=1, false_positive=0, false_negative=1, total=2)
 
 
@@ -38,6 +38,17 @@ def test_counting_in_pieces_changes_nothing(monkeypatch):
 def test_most_structures_fit():
     reference = np.arange(255, dtype=np.uint8).reshape(255, 1, 1)
     assert (confusion_matrix(reference, reference, 255) == np.eye(255)).all()
+
+
+def test_a_region_is_counted_as_the_union_of_its_classes():
+    reference, prediction = np.random.default_rng(2).integers(0, 5, (2, 6, 5, 4), np.uint8)
+    reference[0] = 255
+    matrix = confusion_matrix(reference, prediction, 5)
+    valid = reference != 255
+    for classes in ([1, 3, 4], [2], [1, 2, 3, 4]):
+        there, found = np.isin(reference, classes) & valid, np.isin(prediction, classes) & valid
+        expected = Counts(int((there & found).sum()), int((found & ~there).sum()), int((there & ~found).sum()), int(valid.sum()))
+        assert counts_of(matrix, classes) == expected
 
 
 def test_known_figures():
@@ -72,5 +83,5 @@ def test_dice_and_iou_agree_with_monai():
     matrix = confusion_matrix(reference, prediction, 4)
     one_hot = [torch.from_numpy(np.stack([a == k for k in range(4)])[None]).float() for a in (prediction, reference)]
     for function, oracle in ((overlap.dice, compute_dice), (overlap.iou, compute_iou)):
-        ours = [function(counts_of(matrix, k)) for k in (1, 2, 3)]
+        ours = [function(counts_of(matrix, [k])) for k in (1, 2, 3)]
         assert ours == pytest.approx(oracle(*one_hot, include_background=False)[0].tolist(), abs=1e-6)

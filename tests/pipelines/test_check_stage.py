@@ -204,3 +204,25 @@ def test_a_long_list_is_cut_on_the_console_only() -> None:
     text = rendered(table)
     assert "... and 5 more in report.csv" in text
     assert "[bold]3[/bold] is wrong" in text  # a file's name is text, not markup
+
+
+def test_a_picture_that_leaks_into_the_test_split_is_found(tmp_path: Path) -> None:
+    """Once as the same voxels in an uncompressed file, once brighter, once mirrored; and twice within a split."""
+    manifest = phantoms.write_volume_set(tmp_path, {"train": 4, "val": 1, "test": 2})
+    table = pd.read_csv(manifest)
+    first = nibabel.load(tmp_path / "images" / "train00.nii.gz")
+    nibabel.save(first, tmp_path / "images" / "test00.nii")
+    table.loc[table.case_id == "test00", "image"] = "images/test00.nii"
+    second = np.asarray(nibabel.load(tmp_path / "images" / "train01.nii.gz").dataobj)
+    for name, array in (("test01", second * np.float32(1.0001)), ("val00", second[:, ::-1])):
+        nibabel.save(nibabel.Nifti1Image(array, phantoms.LPS_AFFINE), tmp_path / "images" / f"{name}.nii.gz")
+    table.loc[table.case_id == "train03", "image"] = "images/train02.nii.gz"
+    table.to_csv(manifest, index=False)
+    assert check(phantoms.write_config(tmp_path, manifest, **settings())) == 2
+    found = report(tmp_path).set_index("case_id")
+    assert found.loc["test00", "severity"] == "error" and "same image voxels as case train00" in found.loc["test00", "problem"]
+    assert found.loc["train03", "severity"] == "warning" and "same image voxels" in found.loc["train03", "problem"]
+    near = found[found.problem.str.contains("looks nearly the same")]
+    assert set(near.index) == {"val00", "test01"} and set(near.severity) == {"warning"}
+    assert "case train01 mirrored (correlation 1.0000)" in near.loc["val00", "problem"]
+    assert len(found) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel
@@ -10,10 +11,16 @@ import pandas as pd
 import pytest
 import SimpleITK
 from phantoms import LPS_AFFINE, volume_case, write_config, write_volume_set
+from tiny_models import OPTIONS, write_tiny_model
 
-from medseg.core.errors import StageError
+from medseg.core.errors import ConfigError, StageError
+from medseg.data.store import PreparedStore
+from medseg.planning import cases
+from medseg.planning.fingerprint import measure
+from medseg.planning.plan import Plan
 from pipelines import prepare
 from pipelines.config import RunConfig
+from pipelines.prepare import plan_of
 
 STRUCTURES = [{"name": "large", "id": 1}, {"name": "small", "id": 2}]
 
@@ -21,7 +28,9 @@ STRUCTURES = [{"name": "large", "id": 1}, {"name": "small", "id": 2}]
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     manifest = write_volume_set(tmp_path, {"train": 2, "val": 1})
-    return RunConfig.load(write_config(tmp_path, manifest, structures=STRUCTURES, models=["unet"], plan={"workers": 1}))
+    return RunConfig.load(
+        write_config(tmp_path, manifest, structures=STRUCTURES, models={"unet": {}}, plan={"workers": 1, "memory_gb": 1})
+    )
 
 
 def finished(config: RunConfig) -> bool:
@@ -36,7 +45,7 @@ def test_a_stage_cut_short_is_not_finished(config: RunConfig, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare.PreparedStore, "write", killed)
-    config.settings["plan"] = {"workers": 1, "spacing_mm": [2, 2, 2]}
+    config.settings["plan"] = {"workers": 1, "memory_gb": 1, "spacing_mm": [2, 2, 2]}
     with pytest.raises(KeyboardInterrupt):
         prepare.run(config)
     assert not finished(config)
@@ -71,3 +80,141 @@ def test_a_changed_voxel_file_of_a_header_is_seen(config: RunConfig, tmp_path: P
     (np.fromfile(voxels, np.float32)[::-1] + 1).tofile(voxels)
     assert prepare.run(config) == 0
     assert "skipped" not in capsys.readouterr().err
+
+
+def edit(config: RunConfig, *path: str, value: object) -> None:
+    """Change one value of plan.json by hand."""
+    file = config.folder("prepare") / "plan.json"
+    content = json.loads(file.read_text())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(content))
+
+
+def test_the_plan_is_derived_the_same_each_time(config: RunConfig) -> None:
+    prepare.run(config)
+    first = plan_of(config)
+    assert first.class_voxels[0] > first.class_voxels[1] > first.class_voxels[2] > 0
+    assert first.models["unet"]["options"]["features"]
+    assert prepare.run(config, redo=True) == 0
+    assert plan_of(config) == first
+
+
+def test_cases_are_measured_once(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second prepare after a kill goes on where the first was; a changed case is measured again."""
+    measured: list[object] = []
+    monkeypatch.setattr(cases, "measure", lambda volume, *a: (measured.append(volume), measure(volume, *a))[1])
+    label = tmp_path / "labels/train01.nii.gz"
+    sound = label.read_bytes()
+    nibabel.save(nibabel.Nifti1Image(np.full((24, 20, 16), 9, np.uint8), LPS_AFFINE), label)
+    with pytest.raises(StageError, match="train01"):
+        prepare.run(config)
+    assert len(measured) == 1 and not finished(config)
+    label.write_bytes(sound)
+    prepare.run(config)
+    assert len(measured) == 2
+    (config.folder("prepare") / "stage.json").unlink()
+    prepare.run(config)
+    assert len(measured) == 2
+    (config.folder("prepare", "fingerprints") / "train00.json").write_text('{"key": "cut sho')
+    (config.folder("prepare") / "stage.json").unlink()
+    prepare.run(config)
+    assert len(measured) == 3 and finished(config)
+
+
+def test_an_edited_plan_is_kept(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.run(config)
+    before, folder = plan_of(config), config.folder("prepare")
+    shape = PreparedStore(folder / "cases").open("train00").classes.shape
+    edit(config, "batch_size", value=3)
+    assert plan_of(config).batch_size == 3  # the cases are as they were
+    edit(config, "preprocessing", "spacing", value=[2, 3, 4])
+    with pytest.raises(StageError, match=r"plan.json was edited after the cases were prepared; run `medseg prepare` first\."):
+        plan_of(config)
+    capsys.readouterr()
+    assert prepare.run(config) == 0
+    assert "plan.json was edited: kept (spacing, batch_size)" in capsys.readouterr().err
+    plan = plan_of(config)
+    assert plan.preprocessing.spacing == (2, 3, 4) and plan.batch_size == 3
+    assert plan.reasons == before.reasons | {"spacing": "edited by hand", "batch_size": "edited by hand"}
+    stored = PreparedStore(folder / "cases").open("train00").classes.shape
+    assert stored == tuple(n // 2 for n in shape)
+    assert prepare.run(config) == 0
+    assert "prepare: unchanged, skipped" in capsys.readouterr().err
+
+
+def test_an_edit_outlives_a_kill_while_the_cases_are_stored(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare.run(config)
+    edit(config, "preprocessing", "spacing", value=[2, 3, 4])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.PreparedStore, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.run(config)
+    with pytest.raises(StageError, match="edited after the cases were prepared"):
+        plan_of(config)
+    prepare.run(config)
+    assert plan_of(config).preprocessing.spacing == (2, 3, 4)
+    assert plan_of(config).reasons["spacing"] == "edited by hand"
+
+
+def test_an_edit_is_set_aside_where_the_configuration_changed(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.run(config)
+    edit(config, "batch_size", value=3)
+    prepare.run(config)
+    config.settings["plan"] = {"workers": 1, "patch_voxels": [16, 16, 8]}
+    assert prepare.run(config) == 0
+    assert "derived anew, the edited one is kept as" in capsys.readouterr().err
+    assert plan_of(config).batch_size == 2 and plan_of(config).patch_voxels == (16, 16, 8)
+    assert Plan.load(config.folder("prepare") / "plan.edited.json").batch_size == 3
+
+
+def test_an_edit_that_cannot_stand_is_an_error(config: RunConfig) -> None:
+    prepare.run(config)
+    edit(config, "patch_voxels", value=[0, 16, 16])
+    with pytest.raises(ConfigError, match=r"plan.json: `patch_voxels.0`"):
+        prepare.run(config)
+    edit(config, "patch_voxels", value=[16, 1, 1])
+    with pytest.raises(ConfigError, match=r"plan\.json: "):
+        prepare.run(config)
+
+
+def test_fine_tuning_prepares_cases_for_the_model_that_it_starts_from(config: RunConfig, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "start.medseg", spacing=(2.0, 2.0, 2.0), batch_size=5)
+    config.settings["training"] = {"epochs": 1, "init_from": str(model)}
+    prepare.run(config)
+    plan = plan_of(config)
+    assert plan.preprocessing.spacing == (2, 2, 2) and plan.batch_size == 5
+    assert plan.models["unet"]["options"]["features"] == OPTIONS["features"]
+    assert plan.reasons["spacing"] == "as the model that the training starts from"
+    write_tiny_model(model, n_channels=2, channels=["t1", "t2"])
+    with pytest.raises(ConfigError, match=r"2 channels \(t1, t2\) and these scans have 1"):
+        prepare.run(config)
+
+
+def test_augmented_patches_are_drawn_anew_where_they_would_differ(config: RunConfig) -> None:
+    prepare.run(config)
+    picture = config.folder("prepare") / "augmentation/patches.png"
+    assert not picture.exists()  # nothing says how to train
+    config.settings["training"] = {"epochs": 1}
+    prepare.run(config)
+    drawn = picture.stat().st_mtime_ns
+    config.settings["training"]["optimizer"] = {"name": "sgd"}
+    prepare.run(config)
+    assert picture.stat().st_mtime_ns == drawn
+    config.settings["training"]["augmentation"] = {"flip": 0}
+    prepare.run(config)
+    assert picture.stat().st_mtime_ns > drawn
+
+
+def test_unpaired_sides_are_told(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    config.settings["structures"] = [{"name": "left ball", "id": 1}, {"name": "small", "id": 2}]
+    prepare.run(config)
+    assert (
+        "flips [1, 2]: none along left-right: the name of left ball tells its ends apart and no pair" in capsys.readouterr().err
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from phantoms import write_config, write_volume_set
 
 from medseg.core.errors import ConfigError, StageError
-from medseg.inference.bundle import read_bundle
+from medseg.inference.bundle import read_bundle, write_bundle
 from medseg.training import loop
 from pipelines import prepare
 from pipelines.config import RunConfig
@@ -57,7 +59,7 @@ def test_each_model_gets_its_file(load):
         bundle = read_bundle(config.folder("train", name) / "model.medseg")
         assert bundle.description.model == name and bundle.description.architecture == "unet"
         assert bundle.labels == config.labels and bundle.plan.patch_voxels == (16, 16, 8)
-        assert bundle.network().training is False
+        assert bundle.networks()[0].training is False
         assert "For research use" in bundle.card and bundle.description.fingerprint["cases"] == 3
         text = json.dumps(bundle.description.model_dump(mode="json")) + bundle.card
         assert "train00" not in text and "val00" not in text  # no case ids travel
@@ -143,3 +145,36 @@ def test_an_unfinished_prepare_is_not_trained_on(load):
 
 def test_differences_are_dotted_keys():
     assert differences({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"b": 2, "c": [1]}, "e": 1}) == ["a.b", "d", "e"]
+
+
+def test_torchrun_starts_the_stage_as_a_module(load):
+    """Two processes train one model; one of them writes, and what is finished is skipped by both."""
+    config = load("models={unet: {features: [4, 8]}}", "training.workers=0")
+    config.save()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines.train"]
+    root = Path(__file__).resolve().parents[2]
+    for heard in ("best validation Dice", "train unet: unchanged, skipped"):
+        done = subprocess.run([*command, str(config.folder("config.yaml"))], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(heard) == 1
+    assert json.loads((config.folder("train", "unet") / "stage.json").read_text())["counts"]["steps"] == 4
+    assert run(config) == 0
+
+
+def test_another_file_to_start_from_is_another_training(load, tmp_path):
+    """The weights that a training starts with count by their content, not by the name of their file."""
+    one = "models={unet: {features: [4, 8]}}"
+    config = load(one)
+    run(config)
+    start = tmp_path / "start.medseg"
+    start.write_bytes((config.folder("train", "unet") / "model.medseg").read_bytes())
+    run(load(one, f"training.init_from={start}"), redo=True)
+    bundle = read_bundle(config.folder("train", "unet") / "model.medseg")
+    assert bundle.description.started_from.model == "unet"
+    moved = start.rename(tmp_path / "moved.medseg")
+    assert run(load(one, f"training.init_from={moved}")) == 0
+    write_bundle(moved, bundle)
+    with pytest.raises(StageError, match="init_from_sha256 changed"):
+        run(load(one, f"training.init_from={moved}"))
+    with pytest.raises(StageError, match=r"training.init_from: .*none.medseg cannot be read"):
+        run(load(one, f"training.init_from={tmp_path / 'none.medseg'}"))

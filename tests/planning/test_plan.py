@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
 from medseg.core.config import parse
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.labels import LabelScheme
 from medseg.data.config import DataConfig
+from medseg.models.cost import step_cost
 from medseg.planning.config import PlanConfig
+from medseg.planning.edited import edited_plan, values_of
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint
+from medseg.planning.machine import Granted, granted_here
 from medseg.planning.plan import Plan, make_plan
 
 
@@ -15,16 +21,28 @@ def case(shape=(180, 180, 100), spacing=(1.0, 1.0, 1.0), physical=True, **change
     values = {
         "zero_share": 0.0,
         "nonzero_box_share": 1.0,
+        "nonzero_shape": shape,
         "foreground": [[40.0, 20.0, -30.0, 42.0, 110.0]],
         "class_voxels": [1000, 100],
     }
     return CaseFingerprint(shape=shape, spacing=spacing, physical=physical, **(values | changes))
 
 
-def plan(cases, modality="mr", names=("liver",), **settings) -> Plan:
-    scheme = LabelScheme.model_validate({"structures": [{"name": n, "id": i} for i, n in enumerate(names, 1)]})
+CPU, GPU = Granted(), Granted(device="gpu", memory_gb=10)
+TINY = {"unet": {"architecture": "unet", "options": {"features": [4, 8], "deep_supervision": False}}}
+UNET = {"unet": {"architecture": "unet", "options": {}}}
+
+
+def scheme_of(names=("liver",), pairs=(), **more) -> LabelScheme:
+    partner = dict(pairs)
+    structures = [{"name": n, "id": i, "paired_with": partner.get(n)} for i, n in enumerate(names, 1)]
+    return LabelScheme.model_validate({"structures": structures, **more})
+
+
+def plan(cases, modality="mr", names=("liver",), granted=CPU, models=TINY, scheme=None, start=None, **settings) -> Plan:
     fingerprint = Fingerprint(channels=1, physical=cases[0].physical, cases=cases)
-    return make_plan(fingerprint, PlanConfig(**settings), scheme, ("image",), modality, {})
+    scheme = scheme or scheme_of(names)
+    return make_plan(fingerprint, PlanConfig(**settings), scheme, ("image",), modality, models, granted, start)
 
 
 def test_the_median_spacing_is_the_target():
@@ -69,14 +87,17 @@ def test_skull_stripped_scans_are_cropped_and_normalised_inside():
         (("liver",), [0, 1, 2]),
         (("left kidney", "right kidney"), [1, 2]),
         (("anterior", "posterior"), [0, 2]),
-        (("bright_spot",), [0, 1, 2]),
+        (("bright_spot", "cleft"), [0, 1, 2]),
+        (("LeftLung",), [1, 2]),
+        (("kidney_L", "kidney_R"), [1, 2]),
+        (("leftkidney",), [1, 2]),
     ],
 )
 def test_an_axis_whose_ends_have_names_is_not_mirrored(names, flips):
     made = plan([case()], names=names)
     assert made.flips == flips
     if len(flips) < 3:
-        assert "tell its ends apart" in made.reasons["flips"]
+        assert "tells its ends apart" in made.reasons["flips"]
 
 
 def test_stated_values_win_and_every_value_has_a_reason():
@@ -107,11 +128,37 @@ def test_pictures_without_axes_are_not_mirrored_where_names_tell_sides_apart():
     for names in (("left lung", "right lung"), ("upper jaw", "lower jaw")):
         made = plan(cases, names=names)
         assert made.flips == []
-        assert "tell sides apart and the files state no axes, so nothing is mirrored" in made.reasons["flips"]
+        assert "or pairs tell sides apart and the files state no axes, so nothing is mirrored" in made.reasons["flips"]
     assert plan(cases, names=("left lung", "right lung"), flips=[1]).flips == [1]
-    scheme = LabelScheme.model_validate({"structures": [{"name": "a", "id": 1, "paired_with": "b"}, {"name": "b", "id": 2}]})
-    fingerprint = Fingerprint(channels=1, physical=False, cases=cases)
-    assert make_plan(fingerprint, PlanConfig(), scheme, ("image",), "other", {}).flips == []
+    paired = scheme_of(("a", "b"), [("a", "b"), ("b", "a")])
+    assert plan(cases, scheme=paired).flips == []
+
+
+def test_paired_structures_change_places_and_the_axis_is_mirrored():
+    names = ("left kidney", "right kidney", "liver", "LEFT_LUNG", "RIGHT_LUNG")
+    pairs = [(names[0], names[1]), (names[1], names[0]), (names[3], names[4]), (names[4], names[3])]
+    made = plan([case()], scheme=scheme_of(names, pairs))
+    assert (made.flips, made.swaps) == ([0, 1, 2], [(1, 2), (4, 5)])
+    assert (
+        "paired structures changing places" in made.reasons["flips"] and "left kidney and right kidney" in made.reasons["swaps"]
+    )
+    half = plan([case()], scheme=scheme_of(names, pairs[:2]))
+    assert half.flips == [1, 2] and "LEFT_LUNG" in half.reasons["flips"] and "no pair is declared" in half.reasons["flips"]
+    regions = [{"name": "organs", "structures": list(names)}]
+    assert plan([case()], scheme=scheme_of(names, pairs, regions=regions)).flips == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("a", "b")], "`a` is paired_with `b`, and `b` with `nothing`"),
+        ([("a", "b"), ("b", "c"), ("c", "b")], "`a` is paired_with `b`, and `b` with `c`"),
+        ([("a", "a")], "`a` is paired_with itself"),
+    ],
+)
+def test_pairs_that_contradict_each_other_are_an_error(pairs, message):
+    with pytest.raises(ConfigError, match=message):
+        plan([case()], scheme=scheme_of(("a", "b", "c"), pairs))
 
 
 @pytest.mark.parametrize("spacing", [(1, 0, 1), (1, 1, -2), (1, 1, float("nan")), (float("inf"), 1, 1)])
@@ -119,3 +166,178 @@ def test_a_spacing_is_positive_and_finite(spacing):
     for section in (PlanConfig, DataConfig):
         with pytest.raises(ConfigError, match=r"x: `spacing_mm\.[012]`"):
             parse(section, {"spacing_mm": spacing}, "x")
+
+
+def test_the_voxels_of_each_class_are_summed():
+    assert plan([case(), case(class_voxels=[10, 1])]).class_voxels == [1010, 101]
+
+
+def test_distant_slices_are_interpolated_linearly():
+    thick = plan([case(spacing=(0.8, 0.8, 4.0), shape=(400, 400, 40))])
+    assert thick.preprocessing.order == (3, 3, 1) and "rings between distant slices" in thick.reasons["order"]
+    assert plan([case(spacing=(4.0, 0.8, 0.8), shape=(40, 400, 400))]).preprocessing.order == (1, 3, 3)
+    assert plan([case()]).preprocessing.order == 3
+
+
+def test_a_stack_of_few_slices_gets_a_2d_network():
+    made = plan([case(shape=(300, 280, 6), spacing=(1, 1, 8))])
+    assert made.patch_voxels[2] == 1 and min(made.patch_voxels[:2]) > 100
+    assert "2D, one voxel thick along the inferior-superior axis" in made.reasons["dimensions"]
+    assert plan([case(shape=(5, 280, 300))]).patch_voxels[0] == 1
+    assert plan([case(shape=(300, 280, 6))], patch_voxels=(64, 64, 8)).patch_voxels == (64, 64, 8)
+    assert plan([case(shape=(300, 280, 8))]).patch_voxels[2] == 8
+
+
+def test_a_patch_nears_a_cube_in_millimetres():
+    x, y, z = plan([case(shape=(400, 400, 100), spacing=(0.5, 0.5, 2.0))]).patch_voxels
+    assert abs(x - y) <= 8 and 3 <= x / z <= 5
+
+
+def test_a_crop_makes_the_patch_of_what_is_left():
+    made = plan([case(nonzero_box_share=0.2, nonzero_shape=(40, 48, 32))])
+    assert made.patch_voxels == (40, 48, 32)
+
+
+def memory_of(made: Plan) -> float:
+    model = made.models["unet"]
+    cost = step_cost("unet", model["options"], in_channels=1, n_outputs=2, patch_voxels=made.patch_voxels)
+    return cost.memory_gb(made.batch_size)
+
+
+def test_memory_decides_on_a_gpu():
+    """As in nnU-Net: the largest patch of which two fit, and no more of them than fit or than 5 % of all voxels."""
+    large = [case(shape=(512, 512, 300))] * 20
+    made = plan(large, granted=GPU, models=UNET)
+    less = plan(large, granted=Granted(device="gpu", memory_gb=3), models=UNET)
+    assert made.batch_size == 2 and 5 < memory_of(made) <= 10
+    assert memory_of(less) <= 3 and np.prod(less.patch_voxels) < np.prod(made.patch_voxels) / 2
+    small = plan([case(shape=(36, 50, 35))] * 100, granted=GPU, models=UNET)
+    assert small.patch_voxels == (40, 56, 40)
+    assert small.batch_size == int(0.05 * 100 * 36 * 50 * 35 / (40 * 56 * 40))
+    assert plan([case(shape=(36, 50, 35))] * 3, granted=GPU, models=UNET).batch_size == 2
+    many = plan([case(shape=(36, 50, 35))] * 10_000, granted=GPU, models=UNET)
+    assert memory_of(many) <= 10 < memory_of(many.model_copy(update={"batch_size": many.batch_size + 1}))
+
+
+def test_time_decides_the_width_on_a_cpu():
+    def widths(minutes: float | None, **settings) -> list[int]:
+        granted = Granted(cores=2, minutes=minutes)
+        return plan([case(shape=(64, 64, 64))], granted=granted, models=UNET, **settings).models["unet"]["options"]["features"]
+
+    firsts = [widths(minutes)[0] for minutes in (1, 20, 60, 600)]
+    assert firsts == sorted(firsts) and firsts[0] == 8 and firsts[-1] == 32 and len(set(firsts)) > 2
+    assert widths(None) == [32, 64, 128, 256, 320]  # epochs: time is no limit
+    assert widths(600, patch_voxels=(64, 64, 1)) == [32, 64, 128, 256, 512]
+    assert widths(1) == [8, 16, 32, 64, 128]
+
+
+def test_memory_narrows_a_network_whose_patch_and_batch_are_stated():
+    made = plan([case()], granted=Granted(memory_gb=1), models=UNET, patch_voxels=(64, 64, 64), batch_size=2)
+    assert made.models["unet"]["options"]["features"][0] < 32 and memory_of(made) <= 1
+    assert "the widest that fits" in made.reasons["models.unet"] and "of the 1 granted" in made.reasons["models.unet"]
+    none = plan([case()], granted=Granted(memory_gb=0.01), models=UNET, patch_voxels=(64, 64, 64), batch_size=2)
+    assert "although it does not fit" in none.reasons["models.unet"]
+
+
+def test_stated_sizes_of_networks_win():
+    models = {
+        "unet": {"architecture": "unet", "options": {"features": [5, 10]}},
+        "fcn": {"architecture": "fcn8s", "options": {"width": 0.25}},
+        "free": {"architecture": "fcn8s", "options": {}},
+    }
+    made = plan([case(shape=(40, 40, 40))], granted=Granted(minutes=1), models=models)
+    assert made.models["unet"]["options"]["features"] == [5, 10]
+    assert made.models["fcn"]["options"]["width"] == 0.25
+    assert made.models["free"]["options"]["width"] == 0.375 * 0.25
+    assert "stated in the configuration" in made.reasons["models.unet"] and "stated" in made.reasons["models.fcn"]
+
+
+def test_every_value_has_a_reason_and_the_same_data_give_the_same_plan():
+    made = plan([case()], granted=Granted(minutes=10, cores=2), models=UNET)
+    assert set(made.reasons) == set(values_of(made)) - {"physical", "n_channels"} | {"dimensions"}
+    assert all(made.reasons.values())
+    assert made == plan([case()], granted=Granted(minutes=10, cores=2), models=UNET)
+
+
+def start_plan(**changes) -> Plan:
+    model = {"big": {"architecture": "unet", "options": {"features": [6, 12, 24]}}}
+    made = plan([case()], "ct", models=model, patch_voxels=(32, 24, 16), batch_size=3, spacing_mm=(2, 2, 2))
+    return made.model_copy(update=changes)
+
+
+def test_fine_tuning_takes_over_what_its_weights_were_made_for():
+    models = UNET | {"fcn8s": {"architecture": "fcn8s", "options": {"width": 0.125}}}
+    made = plan([case(spacing=(1, 1, 1))], "mr", models=models, start=start_plan())
+    assert made.preprocessing == start_plan().preprocessing
+    assert (made.patch_voxels, made.batch_size) == ((32, 24, 16), 3)
+    assert made.models["unet"]["options"]["features"] == [6, 12, 24]
+    assert made.models["fcn8s"]["options"]["width"] == 0.125
+    for key in ("spacing", "normalisation", "crop_nonzero", "order", "patch_voxels", "batch_size"):
+        assert made.reasons[key] == "as the model that the training starts from", key
+    assert "as the model that the training starts from" in made.reasons["models.unet"]
+    stated = {"unet": {"architecture": "unet", "options": {"features": [4, 8]}}}
+    mixed = plan([case()], models=stated, start=start_plan(), patch_voxels=(16, 16, 16), spacing_mm=(3, 3, 3))
+    assert mixed.patch_voxels == (16, 16, 16) and mixed.preprocessing.spacing == (3, 3, 3)
+    assert mixed.models["unet"]["options"]["features"] == [4, 8]
+    assert mixed.reasons["spacing"] == mixed.reasons["patch_voxels"] == "stated in the configuration"
+
+
+def test_fine_tuning_needs_scans_of_the_same_kind():
+    with pytest.raises(ConfigError, match=r"`init_from` is a model for 2 channels \(image\) and these scans have 1"):
+        plan([case()], start=start_plan(n_channels=2))
+    with pytest.raises(ConfigError, match="for scans in mm and these state no physical size"):
+        plan([case(physical=False)], start=start_plan())
+
+
+def test_an_edited_plan_is_looked_at():
+    made = plan([case()], patch_voxels=(32, 32, 32))
+    before = values_of(made)
+    text = json.loads(made.model_dump_json())
+
+    def edit(**changes) -> tuple[Plan, list[str]]:
+        content = {**text, **changes}
+        return edited_plan(Plan.model_validate(content), before, 2, "plan.json")
+
+    plan_, changed = edit(batch_size=7, flips=[1])
+    assert changed == ["batch_size", "flips"]
+    assert plan_.reasons == made.reasons | dict.fromkeys(changed, "edited by hand")
+    assert edit()[1] == []
+    bad = [
+        ({"class_voxels": [1, 2]}, "`class_voxels` follows from the data"),
+        ({"swaps": [[1, 2]]}, "`swaps` holds"),
+        ({"patch_voxels": [64, 64, 1], "flips": [2]}, "one voxel thick"),
+        ({"patch_voxels": [64, 1, 1], "flips": []}, "models.unet: a patch of 64 x 1 x 1"),
+        (
+            {"preprocessing": text["preprocessing"] | {"normalisation": text["preprocessing"]["normalisation"] * 2}},
+            "2 rules for 1",
+        ),
+        ({"models": {}}, "`models.unet` follows from"),
+        ({"models": {"unet": {"architecture": "unet", "options": {"feature": [1]}}}}, "unknown key `feature`"),
+        ({"models": {"unet": {"architecture": "unet"}}}, "needs `architecture` and `options`"),
+    ]
+    for changes, message in bad:
+        with pytest.raises(ConfigError, match=message):
+            edit(**changes)
+
+
+def test_the_machine_grants_a_share_of_its_memory(monkeypatch):
+    monkeypatch.setattr("medseg.planning.machine.torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(
+        "medseg.planning.machine.os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2_000_000}[name]
+    )
+    here = granted_here(None, "auto", 5)
+    assert (here.device, here.memory_gb, here.minutes, here.reason) == ("cpu", 4.1, 5, "50% of the machine's")
+    assert granted_here(3, "cpu", None).memory_gb == 3
+    assert granted_here(None, "cuda", None).memory_gb == 10  # planned here for a machine with a GPU
+
+    class Card:
+        total_memory = 80e9
+
+    monkeypatch.setattr("medseg.planning.machine.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("medseg.planning.machine.torch.cuda.get_device_properties", lambda _: Card)
+    assert granted_here(None, "auto", None).memory_gb == 10
+    assert granted_here(None, "cpu", None).memory_gb == 4.1
+    Card.total_memory = 8e9
+    assert granted_here(None, "auto", None) == Granted(
+        device="gpu", memory_gb=6.4, cores=granted_here(1, "cpu", None).cores, reason="80% of the GPU's"
+    )

@@ -159,6 +159,14 @@ def test_pictures_in_colour_and_pixels(tmp_path):
     assert len(page.all("img")) == 6
 
 
+def test_regions_are_named_with_their_structures(tmp_path):
+    parts = "[Anterior, Posterior <b>]"
+    regions = f"regions=[{{name: Whole, structures: {parts}, written_as: Anterior}}, {{name: Anterior, structures: [Anterior]}}]"
+    assert run(RunConfig.load(write_volume_run(tmp_path), [regions])) == 0
+    page = Page((tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8"))
+    assert "Regions Whole (Anterior, Posterior <b>); Anterior (Anterior)" in page.text
+
+
 def test_masks_of_another_tool_have_a_report_without_curves_and_pictures(tmp_path, volume_report):
     evaluated = volume_report.parent.parent / "evaluate"
     path = report_folders([evaluated / m for m in MODELS], tmp_path / "out")

@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.core.errors import OutputError
-from medseg.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from medseg.core.errors import OutputError, StageError
+from medseg.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_weights,
+    propose_best,
+    save_checkpoint,
+    save_weights,
+    settle_best,
+)
 from medseg.training.config import OptimizerConfig
 from medseg.training.device import arrange
+from medseg.training.diverging import Trend
 from medseg.training.optimizer import build_optimizer
 
 
@@ -43,16 +52,87 @@ def test_going_on_from_a_checkpoint_is_going_on(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_the_one_before_is_kept_and_used_where_the_last_is_damaged(tmp_path):
+def test_the_one_before_is_kept_and_used_where_the_last_is_damaged(tmp_path, capsys):
     path = tmp_path / "last.safetensors"
     network, optimizer = trained("adamw")
     save_checkpoint(path, network, optimizer, Progress(1))
     save_checkpoint(path, network, optimizer, Progress(2))
     path.write_bytes(path.read_bytes()[:100])
     assert load_checkpoint(path, network, optimizer).step == 1
+    assert "last.safetensors is damaged" in capsys.readouterr().err
     path.unlink()
-    assert load_checkpoint(path, network, optimizer).step == 1
+    assert load_checkpoint(path, network, optimizer).step == 1 and not capsys.readouterr().err
     assert load_checkpoint(tmp_path / "none.safetensors", network, optimizer) is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "newest", "good"),
+    [
+        ([(1, False)], 1, None),
+        ([(1, False), (2, False), (3, True)], 3, 3),
+        ([(3, True), (4, False), (5, False)], 5, 3),
+        ([(3, True), (5, False), (6, True)], 6, 6),
+        ([(3, True), (6, True), (9, False), (10, False)], 10, 6),  # the epoch that ended at 9 was not calm
+    ],
+)
+def test_the_newest_good_state_is_always_kept(tmp_path, saved, newest, good):
+    path = tmp_path / "last.safetensors"
+    network, optimizer = trained("sgd")
+    for step, is_good in saved:
+        save_checkpoint(path, network, optimizer, Progress(step, good=is_good))
+    assert load_checkpoint(path, network, optimizer).step == newest
+    found = load_checkpoint(path, network, optimizer, only_good=True)
+    assert (found and found.step) == good
+
+
+def test_a_trend_and_a_lowered_rate_come_back(tmp_path):
+    network, optimizer = trained("sgd")
+    before = Progress(5, trend=Trend([0.5, 0.25], 2.0, 0.5), learning_rate_scale=0.3)
+    save_checkpoint(tmp_path / "last.safetensors", network, optimizer, before)
+    assert load_checkpoint(tmp_path / "last.safetensors", network, optimizer) == before
+
+
+def test_a_checkpoint_that_the_system_keeps_is_a_sentence(tmp_path):
+    network, optimizer = trained("sgd")
+    (tmp_path / "last.safetensors").mkdir()
+    with pytest.raises(StageError, match="cannot be read"):
+        load_checkpoint(tmp_path / "last.safetensors", network, optimizer)
+
+
+def stored(path: Path) -> float | None:
+    return load_weights(path)["a"].item() if path.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("proposed", "in_checkpoint", "left"),
+    [
+        ([], 0, None),
+        ([1], 1, 1),
+        ([1], 0, None),  # killed before the checkpoint: as if it had not been
+        ([1, 2], 2, 2),
+        ([1, 2], 1, 1),
+        ([1, 2, 3], 2, 2),
+    ],
+)
+def test_best_weights_are_those_that_the_checkpoint_names(tmp_path, proposed, in_checkpoint, left):
+    path = tmp_path / "best.safetensors"
+    for step in proposed:
+        propose_best(path, {"a": torch.tensor(float(step))}, {"step": step, "dice": step / 10})
+        if step != proposed[-1]:
+            settle_best(path, {"step": step})
+    named = {"step": in_checkpoint} if in_checkpoint else {}
+    for _ in range(2):
+        assert settle_best(path, named) == ({"step": left, "dice": left / 10} if left else {})
+        assert stored(path) == left and [p.name for p in tmp_path.iterdir()] == (["best.safetensors"] if left else [])
+
+
+def test_best_weights_newer_than_the_checkpoint_stay_the_best(tmp_path):
+    path = tmp_path / "best.safetensors"
+    propose_best(path, {"a": torch.tensor(7.0)}, {"step": 7, "dice": 0.7})
+    settle_best(path, {"step": 7})
+    assert settle_best(path, {"step": 4, "dice": 0.4}) == {"step": 7, "dice": 0.7} and stored(path) == 7
+    path.write_bytes(b"half")
+    assert settle_best(path, {"step": 4, "dice": 0.4}) == {}
 
 
 def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from scipy import ndimage
 
 from medseg.training.intensity import (
+    OwnStream,
     RandBlurd,
     RandBrightnessd,
     RandContrastd,
@@ -59,8 +60,8 @@ def test_noise_has_the_stated_deviation(image):
 
 
 def test_blur_agrees_with_scipy(image):
-    theirs = ndimage.gaussian_filter(image[0].numpy(), 0.8, mode="nearest", radius=3)
-    np.testing.assert_allclose(gaussian_blur(image[0], 0.8), theirs, atol=1e-5)
+    theirs = ndimage.gaussian_filter(image[0].numpy(), (0.8, 0.5, 1), mode="nearest", radius=(3, 2, 3))
+    np.testing.assert_allclose(gaussian_blur(image[0], (0.8, 0.5, 1)), theirs, atol=1e-5)
 
 
 def test_brightness_and_contrast_are_their_formulas(image):
@@ -95,3 +96,39 @@ def test_low_resolution_loses_the_finest_detail():
     assert result.diff(dim=2).abs().max() < 0.01 and result.shape == stripes.shape
     smooth = torch.linspace(0, 1, 32).expand(4, 4, 32)
     assert (coarsen(smooth, 0.5) - smooth).abs().max() < 0.05
+
+
+def test_low_resolution_leaves_axes_that_are_coarse_already():
+    picture = torch.from_numpy(np.random.default_rng(0).normal(size=(16, 16, 6)).astype(np.float32))
+    across = (torch.arange(6) % 2).float().expand(1, 16, 16, 6)
+    assert torch.equal(RandLowResolutiond("image", 1, (0.5, 0.5), 1, still=[2])({"image": across})["image"], across)
+    each = torch.stack([coarsen(picture[..., i], 0.5) for i in range(6)], -1)
+    assert torch.allclose(coarsen(picture, 0.5, still=[2]), each, atol=1e-6)
+
+
+def test_gamma_is_its_formula():
+    image = torch.linspace(-1, 3, 60).view(1, 3, 4, 5)
+    share = (image - image.min()) / (image.max() - image.min())
+    expected = share.double() ** 1.3
+    expected = (expected - expected.mean()) / expected.std() * image.std() + image.mean()
+    np.testing.assert_allclose(RandGammad("image", 1, (1.3, 1.3))({"image": image})["image"], expected, atol=1e-5)
+
+
+def test_a_stream_of_its_own_is_decided_by_its_seed(image):
+    stream = OwnStream([RandNoised("image", 1, (0.1, 0.1)), RandBrightnessd("image", 0.5, (0.5, 1.5))])
+    first, again, other = (stream.set_random_state(seed)({"image": image})["image"] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(stream.change({"image": image}, 7)["image"], stream.change({"image": image}, 7)["image"])
+    # The changes take one number from the stream that seeds them, however many they draw.
+    state = np.random.RandomState(3)
+    stream.set_random_state(state=state)({"image": image})
+    assert state.randint(2**31) == np.random.RandomState(3).randint(2**31, size=2)[1]
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=lambda t: type(t).__name__)
+def test_nothing_asks_the_device_for_a_value(transform):
+    """On the meta device no value can be read back: what waits for a GPU raises here."""
+    if isinstance(transform, RandNoised):
+        pytest.skip("the meta device has no generator")
+    result = transform({"image": torch.ones(2, 8, 8, 8, device="meta")})["image"]
+    assert result.device.type == "meta" and result.shape == (2, 8, 8, 8)

@@ -11,13 +11,17 @@ import pandas as pd
 import pytest
 import torch
 
-from medseg.core.errors import StageError
-from medseg.training import loop
+from medseg.core.errors import ConfigError, StageError
+from medseg.core.labels import LabelScheme, Region, Structure
+from medseg.metrics.overlap import confusion_matrix
+from medseg.training import loop, track
 from medseg.training.checkpoint import Tensors, load_weights
-from medseg.training.decide import Timing, choose_workers
+from medseg.training.decide import Timing, choose_augment_on, choose_workers
+from medseg.training.job import class_weights
 from medseg.training.loop import train_model
 from medseg.training.schedule import Schedule
 from medseg.training.step import Trainer
+from medseg.training.validate import measured_dice
 
 DRAW = loop.draw_training_curves
 
@@ -193,3 +197,135 @@ def test_workers_by_the_clock(make_job):
         assert choose_workers(config, slow, cpu, 3600)[0] >= 1
         assert choose_workers(config, fast, torch.device("cuda"), 3600)[0] >= 1
     assert choose_workers(make_job(workers=3).settings, slow, cpu, 60) == (3, "stated in the configuration")
+
+
+@pytest.mark.parametrize("moment", ["propose_best", "save_checkpoint", "settle_best"])
+def test_killed_between_best_and_checkpoint_is_undisturbed(make_job, monkeypatch, moment):
+    settings = {"epochs": 4, "steps_per_epoch": 2, "validation_interval": 1}
+    whole, broken = make_job("whole", **settings), make_job("broken", **settings)
+    undisturbed = train_model(whole)
+    real, calls = getattr(loop, moment), []
+
+    def broken_off(*args: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("killed")
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, moment, broken_off)
+        with pytest.raises(MemoryError):
+            train_model(broken)
+    resumed = train_model(broken)
+    assert equal(undisturbed.weights, resumed.weights) and undisturbed.best == resumed.best
+    assert equal(last(whole), last(broken)) and not list(broken.folder.glob("*.next.*"))
+
+
+def test_two_damaged_checkpoints_begin_anew_and_say_so(make_job, capsys):
+    whole, broken = make_job("whole"), make_job("broken")
+    undisturbed = train_model(whole)
+    train_model(broken)
+    for name in ("last.safetensors", "last.previous.safetensors"):
+        (broken.folder / name).write_bytes(b"half a file")
+    capsys.readouterr()
+    assert equal(train_model(broken).weights, undisturbed.weights)
+    said = capsys.readouterr().err
+    assert said.count("is damaged") == 2 and "left no checkpoint that can be read; it begins anew" in said
+
+
+def test_lost_best_weights_are_said(make_job, stop_at, capsys):
+    job = make_job(epochs=2, validation_interval=1)
+    stop_at(5, killed)
+    with pytest.raises(MemoryError):
+        train_model(job)
+    (job.folder / "best.safetensors").unlink()
+    assert train_model(job).best["epoch"] == 2
+    assert "best.safetensors is missing or damaged; the best is sought" in capsys.readouterr().err
+    (job.folder / "best.safetensors").unlink()
+    with pytest.raises(StageError, match="--redo train"):
+        train_model(job)
+
+
+def test_a_tracker_gets_a_row_an_epoch(make_job, monkeypatch):
+    rows = []
+
+    class Kept:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            rows.append("closed")
+
+        def log(self, step, row):
+            rows.append((step, sorted(row)))
+
+    monkeypatch.setattr(track, "open_trackers", lambda names, folder, run, settings, step: Kept())
+    train_model(make_job(track=["mlflow"], validation_interval=2))
+    common = ["learning_rate", "train_loss"]
+    assert rows == [
+        (3, common),
+        (6, sorted([*common, "val_dice", "val_dice_large", "val_dice_small", "val_loss"])),
+        "closed",
+    ]
+
+
+def test_regions_are_trained_and_measured(make_job):
+    regions = [Region(name="whole", structures=["large", "small"]), Region(name="core", structures=["small"])]
+    job = make_job()
+    job = replace(job, labels=job.labels.model_copy(update={"regions": regions}))
+    trained = train_model(job)
+    assert list(trained.best["structures"]) == ["whole", "core"]
+    assert "val_dice_whole" in pd.read_csv(job.folder / "log.csv").columns
+
+
+def test_dice_of_regions_is_that_of_their_voxels():
+    rng = np.random.default_rng(0)
+    reference, prediction = rng.integers(0, 3, (2, 9, 8, 7), dtype=np.uint8)
+    regions = [Region(name="whole", structures=["a", "b"]), Region(name="core", structures=["b"])]
+    labels = LabelScheme(structures=[Structure(name="a", id=1), Structure(name="b", id=2)], regions=regions)
+    found = measured_dice(confusion_matrix(reference, prediction, 3), labels)
+    masks = [(reference > 0, prediction > 0), (reference == 2, prediction == 2)]
+    assert found == pytest.approx([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in masks])
+
+
+@pytest.mark.parametrize(
+    ("setting", "voxels", "weights"),
+    [
+        (None, [900, 90, 10], None),
+        ("auto", [900, 90, 10], [0.1, 1, 9]),
+        ("auto", [100000, 90, 1], [0.1, 1, 10]),  # clipped
+        ("auto", [900, 0, 100], [5 / 9, 1, 5]),  # a class that no case has
+        ({"small": 3}, [], [1, 1, 3]),
+        ({"background": 0.5, "large": 2, "small": 3}, [], [0.5, 2, 3]),
+    ],
+)
+def test_class_weights(make_job, setting, voxels, weights):
+    job = make_job()
+    found = class_weights(setting, job.plan.model_copy(update={"class_voxels": voxels}), job.labels)
+    assert found == (weights if weights is None else pytest.approx(weights))
+
+
+def test_class_weights_that_cannot_be_are_sentences(make_job):
+    job = make_job()
+    with pytest.raises(ConfigError, match=r"names `smal`; there are background, large, small"):
+        class_weights({"smal": 3}, job.plan, job.labels)
+    with pytest.raises(ConfigError, match="medseg prepare"):
+        class_weights("auto", job.plan, job.labels)
+
+
+def test_where_patches_are_changed(make_job, monkeypatch):
+    monkeypatch.setattr("medseg.training.decide.own_cores", lambda: 5)
+    gpu, config = torch.device("cuda"), make_job().settings
+    assert choose_augment_on(config, Timing(batch=0.5, step=0.1), gpu)[0] == "device"
+    assert choose_augment_on(config, Timing(batch=0.3, step=0.1), gpu)[0] == "cpu"
+    assert choose_augment_on(config, Timing(batch=0.5, step=0.1), torch.device("cpu"))[0] == "cpu"
+    stated = make_job(augment_on="device").settings
+    assert choose_augment_on(stated, Timing(1, 1), torch.device("cpu")) == ("device", "stated in the configuration")
+
+
+def test_patches_changed_on_the_device_are_the_same(make_job):
+    """The road that a GPU takes, on the CPU: workers read, the training bends and changes; the weights are the same."""
+    settings = {"augmentation": {"noise": {"probability": 1}, "elastic": {"probability": 1}, "gamma": {"probability": 1}}}
+    there = train_model(make_job("device", augment_on="device", loss="boundary_ce", **settings))
+    here = train_model(make_job("cpu", augment_on="cpu", loss="boundary_ce", **settings))
+    assert there.schedule.augment_on == "device" and equal(there.weights, here.weights)

@@ -1,0 +1,82 @@
+"""What one training step of a network takes, counted on shapes alone: nothing is computed and no memory is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from medseg.models.registry import build_network
+
+# float32 each: the parameter, its gradient, two moments of the optimizer, and the copy that convolutions lay out for themselves.
+PARAMETER_BYTES = 5 * 4
+TRANSIENTS = 2  # gradients as large as the largest kept picture that live at once on the way back
+LOSS_PICTURES = 8  # of the size of the network's answer: probabilities, one-hot classes, their products and gradients
+BACKWARD = 2  # operations of the way back, in those of the way there: one convolution for the input, one for the kernel
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One training step in float32.
+
+    Args:
+        parameters: numbers that are learnt.
+        patch_bytes: memory that each patch of the batch takes, beside the parameters.
+        patch_operations: floating-point operations for each patch, there and back.
+    """
+
+    parameters: int
+    patch_bytes: int
+    patch_operations: float
+
+    def memory_gb(self, batch_size: int) -> float:
+        """Peak memory of a step, in 10^9 bytes."""
+        return (PARAMETER_BYTES * self.parameters + batch_size * self.patch_bytes) / 1e9
+
+    def operations(self, batch_size: int) -> float:
+        return batch_size * self.patch_operations
+
+
+def step_cost(
+    architecture: str, options: dict[str, Any], *, in_channels: int, n_outputs: int, patch_voxels: tuple[int, int, int]
+) -> StepCost:
+    """The cost of a step of this network. Raises: ConfigError as `build_network`."""
+    return _counted(architecture, json.dumps(options, sort_keys=True, default=str), in_channels, n_outputs, patch_voxels)
+
+
+@lru_cache(maxsize=256)
+def _counted(architecture: str, options: str, in_channels: int, n_outputs: int, patch: tuple[int, int, int]) -> StepCost:
+    with torch.device("meta"):  # shapes without numbers
+        network = build_network(
+            architecture,
+            json.loads(options),
+            in_channels=in_channels,
+            n_classes=n_outputs,
+            patch_voxels=patch,
+            pretrained=False,
+        ).train()
+        picture = torch.empty((1, in_channels, *patch))
+    own = {tensor.untyped_storage()._cdata for tensor in network.state_dict(keep_vars=True).values()}
+    kept = {}  # what the way back needs, each piece of memory once
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        answers = network(picture)
+    sizes = [storage.nbytes() for storage in kept.values()]
+    loss = LOSS_PICTURES * sum(answer.numel() * answer.element_size() for answer in answers)
+    return StepCost(
+        parameters=sum(p.numel() for p in network.parameters()),
+        patch_bytes=sum(sizes) + TRANSIENTS * max(sizes) + loss,
+        patch_operations=float((1 + BACKWARD) * counter.get_total_flops()),
+    )

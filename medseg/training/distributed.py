@@ -1,0 +1,108 @@
+"""Training one model in several processes, each with a share of every batch, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from medseg.core.errors import ConfigError
+from medseg.core.progress import say
+from medseg.training.device import choose_device
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together. Its methods are called by all of them at the same place.
+
+    What they tell each other goes through the CPU, so that no GPU is waited for.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """One line to the person who watches, from the main process."""
+        if self.main:
+            say(text)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        if self.world == 1:
+            return flag
+        count = torch.tensor(int(flag))
+        dist.all_reduce(count)
+        return bool(count)
+
+    def barrier(self) -> None:
+        """Wait until all are here."""
+        self.any(False)
+
+    def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network as training runs it: its gradients are the mean over the processes, its weights those of the main one."""
+        if self.world == 1:
+            return network
+        return DistributedDataParallel(network, [torch.cuda.current_device()] if device.type == "cuda" else None)
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """The main process's running statistics for all: on CPUs each process keeps its own while it trains."""
+        if self.world > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The processes that torchrun started (RANK, WORLD_SIZE and LOCAL_RANK say which this is); without it, this one alone.
+
+    On GPUs each process takes the one of its LOCAL_RANK.
+
+    Args:
+        device: `training.device`: auto, cpu or cuda.
+    Raises: ConfigError where there are more processes than GPUs.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    on_gpu = choose_device(device)[0].type == "cuda"
+    if on_gpu:
+        local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= count:
+            raise ConfigError(f"torchrun started more processes than the {count} GPUs of this machine; lower `--nproc-per-node`.")
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield Processes(int(os.environ["RANK"]), world)
+    finally:
+        dist.destroy_process_group()
+
+
+def own_cores() -> int:
+    """The cores of this machine that fall to this process."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

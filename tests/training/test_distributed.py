@@ -1,0 +1,197 @@
+"""Two real processes that train together over gloo, beside one that does the same alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pandas as pd
+import pytest
+import torch
+from torch import multiprocessing, nn
+
+from medseg.core.errors import ConfigError
+from medseg.training import distributed, loop
+from medseg.training.checkpoint import load_weights
+from medseg.training.distributed import ALONE, Processes, own_cores, processes
+from medseg.training.loop import train_model
+from medseg.training.step import Trainer, step_seed
+
+# Plain gradients: the first steps of adamw divide rounding errors by their own size.
+SETTINGS = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 3, "optimizer": {"name": "sgd", "learning_rate": 0.05}}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch):
+    monkeypatch.setattr(loop, "draw_training_curves", lambda log, path: path)
+
+
+@pytest.fixture(scope="module")
+def together():
+    """`together(work, job)` runs `work(job, processes)` in two processes; returns how each ended: an exit code or an error."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(2)]
+    team = [context.Process(target=_serve, args=(rank, there)) for rank, (_, there) in enumerate(pipes)]
+    for process in team:
+        process.start()
+
+    def run(work, job=None) -> list[int | str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for here, _ in pipes:
+            here.send((work, job, port))
+        return [here.recv() if here.poll(120) else "nothing came back" for here, _ in pipes]
+
+    yield run
+    for process in team:
+        process.kill()
+
+
+def _serve(rank: int, orders) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    loop.draw_training_curves = lambda log, path: path
+    while True:
+        work, job, port = orders.recv()
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        step = Trainer.step
+        try:
+            with processes("cpu") as team:
+                work(job, team)
+            orders.send(0)
+        except SystemExit as end:
+            orders.send(end.code)
+        except Exception as error:
+            orders.send(f"{type(error).__name__}: {error}")
+        Trainer.step = step
+
+
+def train(job, team: Processes) -> None:
+    weights = train_model(job, team).weights
+    stored = load_weights(job.folder / "best.safetensors")
+    assert all(torch.equal(weights[key], stored[key]) for key in stored)
+
+
+def train_until_one_is_asked_to_stop(job, team: Processes) -> None:
+    step = Trainer.step
+
+    def stopping(self, batch, learning_rate, seed):
+        if learning_rate and team.rank == 1 and seed == step_seed(job.seed, 2, rank=1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, learning_rate, seed)
+
+    Trainer.step = stopping
+    train_model(job, team)
+
+
+def agree(job, team: Processes) -> None:
+    assert team.main == (team.rank == 0) and team.world == 2
+    assert team.gather({"rank": team.rank}) == [{"rank": 0}, {"rank": 1}]
+    assert team.any(team.rank == 1) and not team.any(False)
+    network = nn.BatchNorm1d(2)
+    network.running_mean.fill_(team.rank + 1.0)
+    team.share_buffers(network)
+    assert network.running_mean.tolist() == [1.0, 1.0]
+
+
+def diverge(job, team: Processes) -> None:
+    step = Trainer.step
+
+    def spoilt(self, batch, learning_rate, seed):
+        loss = step(self, batch, learning_rate, seed)
+        mine = learning_rate > 0.02 and seed == step_seed(job.seed, 2, rank=1)  # on one of the two only
+        return loss * float("nan") if mine else loss
+
+    Trainer.step = spoilt
+    train_model(job, team)
+
+
+def assert_same(job, other, **tolerance) -> None:
+    one, two = (load_weights(j.folder / "last.safetensors") for j in (job, other))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], **(tolerance or {"rtol": 1e-4, "atol": 1e-6}))
+    logs = [pd.read_csv(j.folder / "log.csv").drop(columns="seconds") for j in (job, other)]
+    pd.testing.assert_frame_equal(*logs, rtol=1e-3)
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with processes("cpu") as team:
+        assert team == ALONE and team.main and team.gather(3) == [3] and team.any(True) and not team.any(False)
+        network = nn.Linear(1, 1)
+        assert team.wrap(network, torch.device("cpu")) is network
+
+
+def test_more_processes_than_gpus_are_a_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(distributed, "choose_device", lambda setting: (torch.device("cuda"), ""))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="more processes than the 1 GPUs"), processes("auto"):
+        pass
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert own_cores() == 2
+
+
+def test_each_process_draws_its_own_dropout():
+    assert len({step_seed(0, 5), step_seed(0, 5, 1), step_seed(0, 5, 2), step_seed(0, 6, 1)}) == 4
+
+
+def test_they_tell_each_other(together):
+    assert together(agree) == [0, 0]
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "boundary_ce"])
+def test_two_processes_train_as_one_does(together, make_job, loss):
+    """Three patches a step, so that the shares differ; the validation cases are shared out too."""
+    alone, pair = make_job("alone", loss=loss, **SETTINGS), make_job("pair", loss=loss, **SETTINGS)
+    train_model(alone)
+    assert together(train, pair) == [0, 0]
+    assert_same(alone, pair)
+
+
+def test_one_is_asked_to_stop_and_another_number_goes_on(together, make_job):
+    alone, changed = make_job("alone", **SETTINGS), make_job("changed", **SETTINGS)
+    train_model(alone)
+    assert together(train_until_one_is_asked_to_stop, changed) == [143, 143]
+    assert not list(changed.folder.glob(".*")) and len(pd.read_csv(changed.folder / "log.csv")) == 1
+    train_model(changed)
+    assert_same(alone, changed)
+
+
+def test_one_goes_on_as_two(together, make_job, monkeypatch):
+    alone, changed = make_job("alone", **SETTINGS), make_job("changed", **SETTINGS)
+    train_model(alone)
+    step = Trainer.step
+
+    def killed(self, batch, learning_rate, seed):
+        if learning_rate and seed == step_seed(0, 3):
+            raise MemoryError("killed")
+        return step(self, batch, learning_rate, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(MemoryError):
+            train_model(changed)
+    assert together(train, changed) == [0, 0]
+    assert_same(alone, changed)
+
+
+def test_both_go_back_where_one_diverges(together, make_job):
+    job = make_job(**SETTINGS)
+    assert together(diverge, job) == [0, 0]
+    log = pd.read_csv(job.folder / "log.csv")
+    assert list(log.epoch) == [1, 2] and log.learning_rate[1] < 0.3 * log.learning_rate[0]
+
+
+def test_a_batch_too_small_to_share_is_a_sentence(together, make_job):
+    job = make_job(**(SETTINGS | {"batch_size": 1}))
+    sentence = "StageError: a batch of 1 cannot be shared by 2 processes; set `training.batch_size` to 2 or more."
+    assert together(train, job) == [sentence, sentence]
