@@ -10,6 +10,7 @@ import torch
 from medseg.core.config import Section
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory: a CPU's is shared with the workers and with everything else
+FLOAT32_GFLOPS, AMX_GFLOPS = 40.0, 150.0  # a core, in convolutions; with AMX in bfloat16
 MOST_GB = 10.0  # more is not taken unasked, so that plans made on most machines agree
 
 
@@ -20,6 +21,7 @@ class Granted(Section):
         device: what training computes on.
         memory_gb: 10^9 bytes, of the GPU or of the machine.
         cores: of the processor.
+        core_gflops: operations that a core is taken to do in a second; a rule, never timed, so that plans repeat.
         minutes: wall time of one model's training; None where the configuration counts epochs.
         reason: where the memory comes from.
     """
@@ -27,6 +29,7 @@ class Granted(Section):
     device: Literal["cpu", "gpu"] = "cpu"
     memory_gb: float = MOST_GB
     cores: int = 1
+    core_gflops: float = FLOAT32_GFLOPS
     minutes: float | None = None
     reason: str = "stated"
 
@@ -53,7 +56,20 @@ def granted_here(memory_gb: float | None, device: Literal["auto", "cpu", "cuda"]
         memory_gb, reason = MOST_GB, "what most machines have: this one does not say"
     if memory_gb == MOST_GB and "%" in reason:
         reason += f", at most {MOST_GB:g}"
-    return Granted(device="gpu" if gpu else "cpu", memory_gb=memory_gb, cores=os.cpu_count() or 1, minutes=minutes, reason=reason)
+    return Granted(
+        device="gpu" if gpu else "cpu",
+        memory_gb=memory_gb,
+        cores=os.cpu_count() or 1,
+        core_gflops=AMX_GFLOPS if has_amx() else FLOAT32_GFLOPS,
+        minutes=minutes,
+        reason=reason,
+    )
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
 
 
 def _at_most(size_bytes: float) -> float:

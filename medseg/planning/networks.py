@@ -12,7 +12,6 @@ from medseg.planning.sides import STATED
 
 Model = dict[str, Any]  # architecture, options
 
-CPU_RATE = 40e9  # operations a second that a core is taken to do in float32; a rule, never timed, so that plans repeat
 WORTHWHILE_STEPS = 1000  # fewer teach a wide network less than a narrow one learns in many
 AS_START = "as the model that the training starts from"
 
@@ -69,7 +68,7 @@ def _steps(cost: StepCost, batch: int, granted: Granted) -> float | None:
     """Steps that the granted time is taken to allow; None where time is no limit."""
     if granted.device == "gpu" or granted.minutes is None:
         return None
-    return 60 * granted.minutes * granted.cores * CPU_RATE / cost.operations(batch)
+    return 60 * granted.minutes * granted.cores * granted.core_gflops * 1e9 / cost.operations(batch)
 
 
 def _costs(cost: StepCost, batch: int, granted: Granted) -> str:
@@ -80,7 +79,7 @@ def _costs(cost: StepCost, batch: int, granted: Granted) -> str:
     steps = _steps(cost, batch, granted)
     if steps is None:
         return memory
-    rate = f"{CPU_RATE / 1e9:g} GFLOP/s on each of {granted.cores} cores"
+    rate = f"{granted.core_gflops:g} GFLOP/s on each of {granted.cores} cores"
     return (
         f"{memory}, and about {float(f'{steps:.2g}'):g} steps fit into {granted.minutes:g} minutes at {rate} "
         f"({WORTHWHILE_STEPS} are worth while)"

@@ -121,7 +121,8 @@ def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
 
 def compile_network(forward: Callable[[torch.Tensor], list[torch.Tensor]]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """The compiled form of a network, on the same weights; validation goes on with the network itself."""
-    return torch.compile(forward)
+    torch.compiler.reset()  # of an earlier training in this process: its shapes would make this one's count as changing
+    return torch.compile(forward, dynamic=False)
 
 
 def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDataset, eager: Timing) -> tuple[Timing | None, str]:

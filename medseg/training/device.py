@@ -12,6 +12,7 @@ from medseg.core.errors import ConfigError
 from medseg.inference.device import DTYPES as DTYPES
 from medseg.inference.device import find_device, has_bfloat16
 from medseg.models.layers import to_channels_last
+from medseg.planning.machine import has_amx
 
 
 def choose_device(setting: str) -> tuple[torch.device, str]:
@@ -35,7 +36,7 @@ def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float
         if has_bfloat16(device):
             return "bfloat16", "the GPU computes in it"
         return "float16", "the GPU has no bfloat16"
-    if _has_amx():
+    if has_amx():
         return "bfloat16", "the processor has AMX"
     # Emulated bfloat16 is many times slower than float32.
     return "float32", "the processor has no AMX, so bfloat16 would be emulated"
@@ -64,8 +65,3 @@ def arrange(network: nn.Module, device: torch.device, channels_last: bool) -> nn
 def compiler_present() -> bool:
     """Whether the C++ compiler that torch.compile needs on a CPU is there."""
     return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-
-
-def _has_amx() -> bool:
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())

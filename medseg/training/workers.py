@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import itertools
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -138,6 +140,7 @@ def _signals_held_back() -> Iterator[None]:
 def _work(dataset: PatchDataset, places: Sequence[int], connection: Connection, at: Any) -> None:
     """What a worker does until the training process closes the pipe, or is gone."""
     torch.set_num_threads(1)
+    sys.excepthook = _told
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             at.value = connection.recv()
@@ -145,3 +148,9 @@ def _work(dataset: PatchDataset, places: Sequence[int], connection: Connection, 
                 connection.send(dataset.batch(at.value, places))
             except MedsegError as error:
                 connection.send(error)
+
+
+def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of the thread that hands tensors over: that the training process was killed meanwhile needs no words from its workers."""
+    if not isinstance(error, OSError | EOFError):
+        sys.__excepthook__(kind, error, trace)

@@ -112,7 +112,9 @@ def test_learns_one_batch(architecture, options, patch, steps):
     torch.manual_seed(0)
     network = build_network(architecture, options, in_channels=1, n_classes=2, patch_voxels=patch)
     images, classes = blobs(patch)
-    loss = supervised(build_loss("dice_ce", {}, LabelScheme(structures=[Structure(name="a", id=1)])), network.deep_supervision_weights)
+    loss = supervised(
+        build_loss("dice_ce", {}, LabelScheme(structures=[Structure(name="a", id=1)])), network.deep_supervision_weights
+    )
     optimiser = torch.optim.AdamW(network.parameters(), 3e-3)
     for _ in range(steps):
         optimiser.zero_grad()

@@ -338,6 +338,14 @@ def test_the_machine_grants_a_share_of_its_memory(monkeypatch):
     assert granted_here(None, "auto", None).memory_gb == 10
     assert granted_here(None, "cpu", None).memory_gb == 4.1
     Card.total_memory = 8e9
-    assert granted_here(None, "auto", None) == Granted(
-        device="gpu", memory_gb=6.4, cores=granted_here(1, "cpu", None).cores, reason="80% of the GPU's"
+    here = granted_here(1, "cpu", None)
+    assert granted_here(None, "auto", None) == here.model_copy(
+        update={"device": "gpu", "memory_gb": 6.4, "reason": "80% of the GPU's"}
     )
+
+
+def test_a_processor_with_amx_is_taken_to_be_faster(monkeypatch):
+    monkeypatch.setattr("medseg.planning.machine.torch.cpu._is_amx_tile_supported", lambda: True)
+    assert granted_here(1, "cpu", None).core_gflops == 150
+    monkeypatch.setattr("medseg.planning.machine.torch.cpu._is_amx_tile_supported", lambda: False)
+    assert granted_here(1, "cpu", None).core_gflops == 40
