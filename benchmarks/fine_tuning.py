@@ -1,8 +1,9 @@
 """Fine-tuning against training from scratch on ten hippocampus cases: a table on standard error and JSON on standard output.
 
 A U-Net is trained on 100 cases whose two structures are merged into one. On 10 other cases with both structures it is then
-fine-tuned, and trained from random weights, for the same minutes, with several seeds; 40 test cases tell them apart. Every step
-is a command of the project on a configuration written into `--work`; run again, it goes on where it stopped.
+fine-tuned, and trained from random weights, for the same minutes, with several seeds; 40 test cases tell them apart. Of the 100
+cases 10 are for validation, and of the 10 cases 2. Every step is a command of the project on a configuration written into
+`--work`; run again, it goes on where it stopped.
 
 python benchmarks/fine_tuning.py --data data/hippocampus --work runs/fine_tuning
 """
@@ -123,7 +124,7 @@ def compare(seeds: Mapping[str, list[pd.DataFrame]]) -> dict[str, Any]:
             name: {"mean": round(float(difference[name].mean()), 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
             for name, (low, high) in zip(difference.columns, intervals.tolist(), strict=True)
         },
-        "interval": f"BCa bootstrap over cases, {CONFIDENCE:.0%}, {RESAMPLES} resamples",
+        "interval": f"BCa bootstrap over cases, {CONFIDENCE:.0%}, {RESAMPLES} resamples; without the spread between seeds",
     }
 
 
@@ -140,6 +141,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"{arm:24}" + "".join(f"{result['dice'][arm][c]:>26.4f}" for c in columns), file=sys.stderr)
     cells = [f"{d['mean']:+.4f} ({d['ci_low']:+.4f} to {d['ci_high']:+.4f})" for d in result["difference"].values()]
     print(f"{'difference':24}" + "".join(f"{cell:>26}" for cell in cells), file=sys.stderr)
+    print(f"  interval: {result['interval']}", file=sys.stderr)
     for arm in ARMS:
         print(f"  {arm}, each seed: {', '.join(f'{d:.4f}' for d in result['dice_of_seeds'][arm])}", file=sys.stderr)
 

@@ -33,14 +33,21 @@ from medseg.models.registry import parse_models
 from medseg.planning.plan import Plan
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import batches
-from medseg.training.decide import choose_workers, compile_network, time_steps
+from medseg.training.decide import compile_network, decide
 from medseg.training.job import Job, set_up, training_samples
+from medseg.training.on_device import deferred
 from medseg.training.step import Batch, Trainer
 from pipelines import prepare
 from pipelines.config import RunConfig
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "hippocampus_cpu.yaml"
-NNUNET_PLAN = ["models={unet: {features: [32, 64, 128, 256]}}", "plan.batch_size=7"]
+NNUNET_PLAN = [
+    "models={unet: {features: [32, 64, 128, 256]}}",
+    "plan.patch_voxels=[40, 56, 40]",
+    "plan.batch_size=7",
+    "plan.flips=[0, 1, 2]",
+    "training.augmentation={}",  # the default recipe, which has all that nnU-Net's has
+]
 ROUNDS = 3
 
 
@@ -67,14 +74,19 @@ def prepared(data: Path, work: Path, name: str, assignments: list[str]) -> Job:
 
 def seconds_a_step(trainer: Trainer, stream: Iterable[Batch], steps: int) -> float:
     """Of the whole loop: waiting for the batch and learning from it; the first step is not counted."""
-    start = 0.0
-    for number, batch in enumerate(itertools.islice(stream, steps + 1)):
-        trainer.step(batch, learning_rate=1e-4, seed=number)
-        if number == 0:
-            start = time.perf_counter()
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize()
+    batches_of_round = iter(stream)
+    trainer.step(next(batches_of_round), learning_rate=1e-4, seed=0)
+    wait_for(trainer.device)
+    start = time.perf_counter()
+    for number in range(1, steps + 1):
+        trainer.step(next(batches_of_round), learning_rate=1e-4, seed=number)
+    wait_for(trainer.device)
     return (time.perf_counter() - start) / steps
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peer_steps(command: str) -> list[float]:
@@ -110,22 +122,29 @@ def beside_peer(data: Path, work: Path, peer: str | None, steps: int) -> dict[st
 
 
 def beside_ready_batch(data: Path, work: Path, steps: int) -> dict[str, Any]:
-    """The loop as the shipped configuration runs it, and the same loop fed one batch that is ready, in turns."""
-    job = prepared(data, work, "shipped_plan", [])
+    """The loop as the shipped configuration runs it, and the same loop fed one batch that is ready on the device, in turns."""
+    job = prepared(data, work, "shipped_plan", ["training.budget_minutes=null", "training.epochs=100", "training.compile=true"])
     trainer, schedule = set_up(job)
     samples = training_samples(job)
-    timing = time_steps(trainer, samples)
-    workers, reason = choose_workers(job.settings, timing, trainer.device, expected_seconds=600)
-    ready = next(iter(batches(samples, 0, 1, workers=0, pin=False)))
-    real, fed = [], []
+    schedule = decide(job.settings, schedule, trainer, samples, lambda: 0.0, lambda: 0.0, time.perf_counter())
+    if schedule.augment_on == "device":
+        samples.transforms, trainer.augment = deferred(samples.transforms)
+    on_gpu = trainer.device.type == "cuda"
+    ready = next(iter(batches(samples, 0, 1, 0, on_gpu)))
+    if trainer.augment is not None:
+        ready = trainer.augment(ready, trainer.device)
+    ready = {key: value.to(trainer.device) if isinstance(value, torch.Tensor) else value for key, value in ready.items()}
+    real, fed, augment = [], [], trainer.augment
     for _ in range(ROUNDS):
-        real.append(seconds_a_step(trainer, batches(samples, 0, steps + 1, workers, pin=False), steps))
+        trainer.augment = augment
+        real.append(seconds_a_step(trainer, batches(samples, 0, steps + 1, schedule.workers, on_gpu), steps))
+        trainer.augment = None
         fed.append(seconds_a_step(trainer, itertools.repeat(ready), steps))
     a, b = statistics.median(real), statistics.median(fed)
     return {
-        "precision": schedule.precision,
-        "workers": workers,
-        "why": reason,
+        "device": trainer.device.type,
+        **{key: getattr(schedule, key) for key in ("precision", "compile", "workers", "augment_on")},
+        "why": {key: schedule.reasons[key] for key in ("compile", "workers", "augment_on")},
         "real_samples_per_second": round(job.batch_size / a, 3),
         "ready_batch_samples_per_second": round(job.batch_size / b, 3),
         "real_over_ready": round(b / a, 3),

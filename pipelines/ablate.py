@@ -19,7 +19,7 @@ import yaml
 
 from medseg.core.config import load_yaml, override
 from medseg.core.errors import ConfigError, MedsegError, OutputError
-from medseg.core.files import atomic_path, file_sha256, json_sha256
+from medseg.core.files import atomic_path, file_sha256, json_sha256, remove
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
 from medseg.evaluation.compare import Comparison, compare_evaluations, holm
@@ -86,7 +86,7 @@ def ablate(path: Path, vary: Sequence[str], assignments: Sequence[str] = ()) -> 
             say(f"ablate {cell.name}: {failed[cell.name]}")
     done = [cell for cell in cells if cell.name not in failed]
     if done:
-        _report(folder, done, failed)
+        _report(folder, done, failed, cells[0].name)
     for name, reason in failed.items():
         say(f"ablate: {name} failed: {reason}")
     return int(bool(failed) or worst > 0)
@@ -150,34 +150,41 @@ def _share_prepared(cell: Cell, before: Sequence[Cell]) -> None:
     """Give a cell the prepared cases of an earlier one of the same data and plan; `prepare` then decides what it can use.
 
     Cases are hard links: what `prepare` writes replaces files and never changes them, so no cell can alter another's. What a
-    user may edit is copied.
+    user may edit is copied. What says that a case or the whole is there comes last, so that a kill in between leaves nothing
+    that passes for whole, and the next call goes on.
     """
     own, target = _prepared_from(cell), cell.config.folder("prepare")
     source = next((c.config.folder("prepare") for c in before if _prepared_from(c) == own), None)
-    if source is None or target.exists() or not (source / "stage.json").is_file():
+    if source is None or (target / "stage.json").is_file() or not (source / "stage.json").is_file():
         return
-    record = source / "stage.json"  # last: until it is there, nothing passes for prepared
-    for path in [*sorted(p for p in source.rglob("*") if p.is_file() and p != record), record]:
-        place = target / path.relative_to(source)
-        if path.is_relative_to(source / "cases"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, place)
-            except OSError as error:
-                say(f"ablate {cell.name}: prepared anew, for this disk makes no hard links ({error.strerror})")
-                return
-        else:
-            with atomic_path(place) as temporary:
-                shutil.copyfile(path, temporary)
+    for folder in sorted(p for p in (source / "cases").glob("*") if not (target / "cases" / p.name / "case.json").is_file()):
+        place = target / "cases" / folder.name
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            for path in sorted(folder.iterdir(), key=lambda p: (p.name == "case.json", p.name)):
+                remove(place / path.name)
+                os.link(path, place / path.name)
+        except OSError as error:
+            say(f"ablate {cell.name}: prepared anew, for this disk makes no hard links ({error.strerror})")
+            return
+    others = [p for p in source.rglob("*") if p.is_file() and not p.is_relative_to(source / "cases")]
+    for path in sorted(others, key=lambda p: (p == source / "stage.json", p)):
+        with atomic_path(target / path.relative_to(source)) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _prepared_from(cell: Cell) -> dict[str, Any]:
     return {key: value for key, value in cell.config.settings.items() if key not in NOT_PREPARED}
 
 
-def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str]) -> None:
-    """Write ablate.csv and report.html over all cells that came through, where anything has changed."""
+def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str], baseline: str) -> None:
+    """Write ablate.csv and report.html over all cells that came through, where anything has changed.
+
+    Args:
+        baseline: the cell that the others are held against; there are no differences where it has failed.
+    """
     first = cells[0].config
+    without = f"No differences are given, for the first setting, {baseline}, failed." if baseline in failed else ""
     tables = [p for c in cells for pattern in READ for p in sorted(c.config.output.glob(pattern))]
     inputs = {
         "cells": {cell.name: dict(cell.values) for cell in cells},
@@ -197,7 +204,7 @@ def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str]) -> N
     models = {title(cell, m.name): m for cell, run in runs.items() for m in run.models}
     places = {title(c.name, m.name): c.config.folder("evaluate", m.name) for c in cells for m in runs[c.name].models}
     evaluations = {name: load_evaluation(place) for name, place in places.items()}
-    baselines = {title(cells[0].name, m.name): m.name for m in runs[cells[0].name].models}
+    baselines = {} if without else {title(baseline, m.name): m.name for m in runs[baseline].models}
     comparison = compare_with_first(evaluations, baselines, models, first.section("evaluate", EvaluateConfig), first.seed)
     values = {title(c.name, m.name): c.values for c in cells for m in runs[c.name].models}
     table = ablation_table(models, values, comparison)
@@ -208,9 +215,11 @@ def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str]) -> N
         for (stage, model), record in run.records.items()
     }
     manifest = first.manifest()
+    facts = runs[cells[0].name].facts
+    note = f"{facts.note} {without}".strip()
     data = ReportData(
         name=f"{first.name}: {len(cells)} settings",
-        facts=replace(runs[cells[0].name].facts, design=facts_of(first, manifest).design),
+        facts=replace(facts, design=facts_of(first, manifest).design, note=note),
         models=tuple(replace(model, name=name) for name, model in models.items()),
         cases=manifest.cases,
         channels=manifest.channels,
@@ -226,6 +235,8 @@ def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str]) -> N
     path = write_report(data, folder, ReportConfig(gallery_cases=0))
     record.write("ablate", first.seed, {"cells": len(cells), "failed": len(failed)})
     say(_shown(table))
+    if without:
+        say(f"ablate: {without}")
     say(f"ablate: {folder / 'ablate.csv'} and {path}")
     for name in failed:
         say(f"ablate: {name} is not in the report")
@@ -248,7 +259,7 @@ def compare_with_first(
 
     Args:
         baselines: titles of the first cell's evaluations -> the name of the model in its run.
-    Returns: rows as of comparison_summary.csv, with p values corrected for all of them; None where there is only one cell.
+    Returns: rows as of comparison_summary.csv, with p values corrected for all of them; None where there is nothing to compare.
     """
     found: list[Comparison] = []
     for base, model in baselines.items():

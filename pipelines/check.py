@@ -8,10 +8,11 @@ import importlib.util
 import io
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -28,7 +29,11 @@ from medseg.data.fetch import DATASETS
 from medseg.data.splits import FOLD, fill_splits, fold_of_cases, pool_for_folds
 from medseg.inference.scans import scan_files
 from medseg.planning.config import PlanConfig
+from medseg.planning.sides import swapped_classes
 from pipelines.config import KEYS, LABEL_KEYS, RunConfig
+
+if TYPE_CHECKING:
+    from medseg.planning.plan import Plan
 
 SECTIONS = {
     "data": ("medseg.data.config", "DataConfig"),
@@ -85,7 +90,9 @@ def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
     problems += more
     if cases.manifest is not None:
         problems += _between_sections(config, cases.manifest)
-    record = StageRecord(config.folder("check"), _inputs(config, cases))
+    start = _start(config)
+    made_for = start and [start.n_channels, start.preprocessing.physical, start.channels]
+    record = StageRecord(config.folder("check"), _inputs(config, cases) | {"start": made_for})
     before = record.previous()
     sound = all(problem.severity == "warning" for problem in problems)
     if sound and before and record.unchanged() and not redo:
@@ -94,6 +101,7 @@ def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
     remove(record.path)  # a report of today and a record of yesterday must not stand side by side
     findings = _findings(cases, scheme, problems)
     problems += check_together(findings, scheme, cases.fold_of)
+    problems += _other_scans(start, cases, findings, str(config.path))
     table = report_table(problems, cases.root)
     write_text(config.folder("check") / "report.csv", table.to_csv(index=False, lineterminator="\n"))
     if len(table):
@@ -258,10 +266,6 @@ def _between_sections(config: RunConfig, manifest: Manifest) -> Iterator[Problem
     if channel is not None and channel not in manifest.channels:
         text = f"report: `channel: {channel}` is none of the manifest's channels"
         yield Problem("error", text, f"name one of {', '.join(manifest.channels)}", file=where)
-    sizes = [settings.get(name, {}).get("batch_size") for name in ("plan", "training")]
-    if None not in sizes and sizes[0] != sizes[1]:
-        text = f"`plan.batch_size` is {sizes[0]} and `training.batch_size` is {sizes[1]}"
-        yield Problem("error", text, "keep one of them", file=where)
     try:
         config.sampling_unit(manifest.cases)
     except ConfigError as error:
@@ -298,11 +302,14 @@ def _modalities(modality: Any, manifest: Manifest, where: str) -> Iterator[Probl
 
 def _pairs(config: RunConfig, where: str) -> Iterator[Problem]:
     scheme = _scheme(config)
-    partner = {s.name: s.paired_with for s in scheme.structures} if scheme else {}
+    if scheme is None:
+        return
+    try:
+        swapped_classes(scheme)
+    except ConfigError as error:
+        yield problem_of(error, file=where)
+    partner = {s.name: s.paired_with for s in scheme.structures}
     for name, other in partner.items():
-        if other and partner[other] != name:
-            text = f"`{name}` is paired_with `{other}`, and `{other}` is paired_with `{partner[other] or 'nothing'}`"
-            yield Problem("error", text, "pair them with each other", file=where)
         mirror = name.replace("left", "right")
         if mirror != name and mirror in partner and not other and not partner[mirror]:
             text = f"`{name}` and `{mirror}` look like the two sides of the body"
@@ -337,6 +344,34 @@ def _findings(cases: _Cases, scheme: LabelScheme | None, problems: list[Problem]
             problems += outcome.result.problems
             findings.append(outcome.result)
     return findings
+
+
+def _start(config: RunConfig) -> Plan | None:
+    """The plan of the model that the training starts from; None where there is none that can be read."""
+    from medseg.inference.bundle import read_bundle
+    from medseg.training.config import TrainingConfig
+
+    if not config.settings.get("training") or not _sound(config, "training", TrainingConfig):
+        return None
+    path = config.section("training", TrainingConfig).init_from
+    try:
+        return read_bundle(path).description.plan if path else None
+    except ModelFileError:
+        return None  # said by config_problems
+
+
+def _other_scans(start: Plan | None, cases: _Cases, findings: list[CaseFindings], where: str) -> Iterator[Problem]:
+    """The model that the training starts from must have been made for scans as most cases are."""
+    from medseg.planning.plan import require_same_scans
+
+    kinds = Counter((f.channels, f.physical) for f in findings if f.channels is not None and f.physical is not None)
+    if start is None or cases.manifest is None or not kinds:
+        return
+    ((channels, physical), _), *_ = kinds.most_common(1)
+    try:
+        require_same_scans(start, channels, physical, cases.manifest.channels)
+    except ConfigError as error:
+        yield problem_of(error, file=where)
 
 
 def report_table(problems: list[Problem], root: Path) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from medseg.core.files import file_sha256, json_sha256, remove
 from medseg.core.labels import MOST_STRUCTURES, LabelScheme, Structure, load_label_scheme
 from medseg.core.manifest import Case
 from medseg.core.progress import say
-from medseg.core.record import StageRecord
+from medseg.core.record import StageRecord, require_models
 from medseg.data.splits import fold_of_cases
 from medseg.evaluation.compare import Comparison, compare_evaluations
 from medseg.evaluation.config import EvaluateConfig
@@ -35,7 +35,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     """Evaluate every model of a run on its test cases, and compare them.
 
     Returns: 0, or 1 where some cases have no usable prediction or reference.
-    Raises: StageError where a model has not predicted yet, ConfigError, ManifestError.
+    Raises: StageError where a model has not predicted yet, or was trained since; ConfigError, ManifestError.
     """
     settings = config.section("evaluate", EvaluateConfig)
     splits, manifest = config.predicted_splits(), config.manifest()
@@ -46,7 +46,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     unit = config.sampling_unit(cases)
     evaluations = {}
     for model in config.model_names:
-        pairs = pair_cases(cases, _predictions(config.folder("predict", model), model, cases))
+        pairs = pair_cases(cases, _predictions(config.folder("predict", model), model, cases, config.folder("train", model)))
         inputs = {
             "split": list(splits),
             "folds": fold_of,
@@ -119,13 +119,15 @@ def scheme_from_references(pairs: Sequence[Pair]) -> LabelScheme:
     return LabelScheme(structures=[Structure(name=f"label_{v}", id=v) for v in values])
 
 
-def _predictions(folder: Path, model: str, cases: Sequence[Case]) -> dict[str, tuple[Path | None, str]]:
-    """For each case its prediction, or None and why: as predictions.csv says."""
+def _predictions(folder: Path, model: str, cases: Sequence[Case], training: Path) -> dict[str, tuple[Path | None, str]]:
+    """For each case its prediction, or None and why: as predictions.csv says. Raises: StageError as `run`."""
     try:
         table = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
         rows = table[["case_id", "output", "status", "reason"]].to_dict("records")
     except (OSError, ValueError, KeyError):
         raise StageError(f"{folder} holds no predictions of `{model}`; run `medseg predict` first.") from None
+    if "model_sha256" in table:
+        require_models(folder / "predictions.csv", table["model_sha256"], training)
     found: dict[str, tuple[Path | None, str]] = {}
     for row in rows:
         path = folder / row["output"] if row["output"] else None

@@ -57,6 +57,7 @@ def _predict(
 ) -> int:
     output, spacing_mm = config.folder("predict", name), config.data.spacing_mm
     parts = _parts(config, name, scans, fold_of)
+    _refuse_seen(parts, manifest, out_of_fold=bool(fold_of))
     bundles = [_read(part, config.labels, manifest) for part in parts]
     inputs: dict[str, Any] = {
         "options": options_of(bundles[0], settings.engine, spacing_mm),
@@ -86,10 +87,7 @@ def _predict(
 
 
 def _parts(config: RunConfig, name: str, scans: list[Scan], fold_of: dict[str, int]) -> list[Part]:
-    """All scans through the model, or those that each fold held out through the fold's.
-
-    Raises: StageError where a model is missing, or a fold's model has seen a case that it should be measured on.
-    """
+    """All scans through the model, or those that each fold held out through the fold's. Raises: StageError: none is there."""
     if not fold_of:
         parts = [Part(config.folder("train", name, "model.medseg"), scans)]
     else:
@@ -100,13 +98,30 @@ def _parts(config: RunConfig, name: str, scans: list[Scan], fold_of: dict[str, i
     for part in parts:
         if not part.model.is_file():
             raise StageError(f"{part.model} does not exist; run `medseg train` first.")
-        seen = (read_stage(part.model.parent) or {}).get("inputs", {}).get("cases", {}) if fold_of else {}
-        if known := [scan.case_id for scan in part.scans if scan.case_id in seen]:
-            raise StageError(
-                f"{part.model} has seen {len(known)} of the cases that its fold holds out (such as {known[0]}): the folds have "
-                "changed since it was trained; restore them, or train again."
-            )
     return parts
+
+
+def _refuse_seen(parts: list[Part], manifest: Manifest, out_of_fold: bool) -> None:
+    """Cases that a fold holds out and test cases measure a model only if it was not trained on them.
+
+    Raises: StageError where it was.
+    """
+    measuring = {case.case_id for case in manifest.cases if out_of_fold or case.split == "test"}
+    which, what = ("cases that its fold holds out", "folds") if out_of_fold else ("test cases", "splits")
+    for part in parts:
+        seen = _trained_on(part.model.parent)
+        if known := [scan.case_id for scan in part.scans if scan.case_id in measuring & seen]:
+            raise StageError(
+                f"{part.model} has seen {len(known)} of the {which} (such as {known[0]}): the {what} have changed since it was "
+                "trained; restore them, or train again."
+            )
+
+
+def _trained_on(folder: Path) -> set[str]:
+    """The cases that the model in a folder was trained or validated on, of all its folds, as far as its record says."""
+    inputs = (read_stage(folder) or {}).get("inputs", {})
+    folds = (_trained_on(folder / f"fold_{number}") for number in range(len(inputs.get("folds", []))))
+    return set(inputs.get("cases", {})).union(*folds)
 
 
 def _read(part: Part, labels: LabelScheme, manifest: Manifest) -> Bundle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256, remove, remove_leftovers, write_text
 from medseg.core.manifest import Case, Manifest
 from medseg.core.progress import say
-from medseg.core.record import StageRecord, read_record
+from medseg.core.record import StageRecord, differences, read_record, some_of
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import read_bundle
 from medseg.inference.scans import images_sha256
@@ -19,6 +20,7 @@ from medseg.models.registry import parse_models
 from medseg.planning.cases import MeasureCase, StoreCase, together
 from medseg.planning.config import PlanConfig
 from medseg.planning.edited import edited_plan, values_of
+from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.machine import granted_here
 from medseg.planning.plan import Plan, make_plan
 from medseg.training.config import TrainingConfig
@@ -31,7 +33,11 @@ CASES_PER_WORKER = 16  # starting a worker process takes about as long as prepar
 def run(config: RunConfig, redo: bool = False) -> int:
     """Fingerprint, plan and prepared arrays of the training and validation cases. Returns the exit code.
 
-    A plan.json that was edited since is kept where all that it was derived from is unchanged.
+    A plan.json that was edited since is kept where all that it was derived from is unchanged. What is missing or damaged is made
+    again.
+
+    Args:
+        redo: derive the plan and store the cases although nothing has changed.
     """
     settings, training = config.section("plan", PlanConfig), _training(config)
     manifest = config.manifest()
@@ -43,37 +49,67 @@ def run(config: RunConfig, redo: bool = False) -> int:
     _all_or_stop(outcomes)
     hashes: dict[str, list[str]] = {o.item.case_id: o.result or [] for o in outcomes}
     record = StageRecord(config.folder("prepare"), _inputs(config, settings, training, manifest, hashes))
-    before = record.previous()
+    fingerprint = _measure(config, manifest, hashes, workers)
+    before, facts = record.previous(), None
     if before is None or not record.unchanged() or redo or not _plan_path(config).is_file():
-        plan, facts = _derive(config, settings, training, manifest, hashes, workers, record)
+        plan, facts = _derive(config, settings, training, manifest, fingerprint, record)
     elif before.get("plan_sha256") != file_sha256(_plan_path(config)):
         plan, facts = _keep_edited(config, before)
     else:
-        say("prepare: unchanged, skipped")
-        _preview(config, training, manifest, Plan.load(_plan_path(config)), redo)
-        return 0
-    job = StoreCase(config.folder("prepare", "cases"), plan.preprocessing, config.labels, config.data.spacing_mm, hashes)
-    _all_or_stop(map_cases(job, cases, "prepare: cases", workers))
-    counts = {"train": len(manifest.of("train")), "val": len(manifest.of("val"))}
-    facts |= {"plan_sha256": file_sha256(_plan_path(config)), "preprocessing": plan.preprocessing.model_dump(mode="json")}
-    record.write("prepare", config.seed, counts, **facts)
+        plan = Plan.load(_plan_path(config))
+    _write_fingerprint(config, fingerprint)
+    job = StoreCase(config.folder("prepare", "cases"), plan.preprocessing, config.labels, config.data.spacing_mm, hashes, redo)
+    missing = [case for case in cases if not job.stands(case)]
+    if facts is None:
+        say(f"prepare: unchanged, but {len(missing)} stored cases were damaged" if missing else "prepare: unchanged, skipped")
+    if missing:
+        _all_or_stop(map_cases(job, cases, "prepare: cases", workers))
+    if facts is not None:
+        counts = {"train": len(manifest.of("train")), "val": len(manifest.of("val"))}
+        record.write("prepare", config.seed, counts, **facts, plan_sha256=file_sha256(_plan_path(config)))
     _preview(config, training, manifest, plan, redo)
     return 0
 
 
 def plan_of(config: RunConfig) -> Plan:
-    """The plan that the prepared cases were made with; what a user edited in it since stands, where it concerns training only.
+    """The plan that the prepared cases were made with. No image is read: that they are the same files, `prepare` alone sees.
 
-    Raises: StageError where `prepare` has not finished, or where the edit concerns the cases; ConfigError where it broke the
-        file.
+    Raises: StageError where `prepare` has not finished, or where the plan, the cases or the configuration have changed since.
     """
-    record = read_record(config.folder("prepare"))
+    record, path = read_record(config.folder("prepare")), _plan_path(config)
     if record is None:
         raise StageError(f"{config.folder('prepare')} is not finished; run `medseg prepare` first.")
-    plan = Plan.load(_plan_path(config))
-    if plan.preprocessing.model_dump(mode="json") != record.get("preprocessing"):
-        raise StageError(f"{_plan_path(config)}: plan.json was edited after the cases were prepared; run `medseg prepare` first.")
+    inputs = _inputs(config, config.section("plan", PlanConfig), _training(config), config.manifest(), None)
+    if changed := differences(_but_files(record["inputs"]), _but_files(json.loads(json.dumps(inputs, default=str)))):
+        raise StageError(f"{config.path}: {some_of(changed)} changed since the cases were prepared; run `medseg prepare` first.")
+    plan = Plan.load(path)
+    if file_sha256(path) != record["plan_sha256"]:
+        raise StageError(f"{path}: plan.json was edited after the cases were prepared; run `medseg prepare` first.")
     return plan
+
+
+def _but_files(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A record's inputs without the hashes of the cases' files."""
+    return inputs | {"cases": {case_id: split for case_id, (split, _) in inputs["cases"].items()}}
+
+
+def _measure(config: RunConfig, manifest: Manifest, hashes: dict[str, list[str]], workers: int) -> Fingerprint:
+    """The fingerprint of the training cases; each is measured once."""
+    measure = MeasureCase(config.folder("prepare", "fingerprints"), config.labels, config.data.spacing_mm, hashes)
+    cases = manifest.of("train")
+    remove_leftovers(measure.folder)
+    if all(measure.known(case) for case in cases):
+        workers = 1  # reading the records takes less time than starting others
+    measured = map_cases(measure, cases, "prepare: fingerprint", workers)
+    _all_or_stop(measured)
+    return together([o.result for o in measured if o.result is not None])
+
+
+def _write_fingerprint(config: RunConfig, fingerprint: Fingerprint) -> None:
+    """fingerprint.json, where it does not stand there."""
+    path, text = config.folder("prepare") / "fingerprint.json", fingerprint.model_dump_json(indent=2) + "\n"
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def _derive(
@@ -81,34 +117,30 @@ def _derive(
     settings: PlanConfig,
     training: TrainingConfig | None,
     manifest: Manifest,
-    hashes: dict[str, list[str]],
-    workers: int,
+    fingerprint: Fingerprint,
     record: StageRecord,
 ) -> tuple[Plan, dict[str, Any]]:
-    """Measure, plan and write the plan; also what the stage's record says of it."""
-    data, scheme, folder = config.data, config.labels, config.folder("prepare")
-    measure = MeasureCase(folder / "fingerprints", scheme, data.spacing_mm, hashes)
-    measured = map_cases(measure, manifest.of("train"), "prepare: fingerprint", workers)
-    _all_or_stop(measured)
-    fingerprint = together([o.result for o in measured if o.result is not None])
+    """Derive the plan and write it; also what the stage's record says of it."""
     granted = granted_here(
-        settings.memory_gb, training.device if training else "auto", training.budget_minutes if training else None
+        settings.memory_gb,
+        training.device if training else "auto",
+        training.budget_minutes if training else None,
+        training.precision if training else "auto",
     )
     models = {name: dict(model) for name, model in record.inputs["models"].items()}
     plan = make_plan(
         fingerprint,
         settings,
-        scheme,
+        config.labels,
         manifest.channels,
-        data.modality,  # type: ignore[arg-type]
+        config.data.modality,  # type: ignore[arg-type]
         models,
         granted,
         _start(training),
     )
     _keep_copy_of_edit(config, record)
-    remove_leftovers(folder)
+    remove_leftovers(record.folder)
     remove(record.path)  # until all is written anew, what stands here is a mixture and not finished
-    write_text(folder / "fingerprint.json", fingerprint.model_dump_json(indent=2) + "\n")
     plan.save(_plan_path(config))
     _tell(plan)
     return plan, {"plan": values_of(plan), "edited": [], "granted": granted.model_dump()}
@@ -139,9 +171,13 @@ def _inputs(
     settings: PlanConfig,
     training: TrainingConfig | None,
     manifest: Manifest,
-    hashes: dict[str, list[str]],
+    hashes: dict[str, list[str]] | None,
 ) -> dict[str, Any]:
-    """What the plan and the cases depend on. The machine's memory does not count: a plan is made once and then kept."""
+    """What the plan and the cases depend on. The machine's memory does not count: a plan is made once and then kept.
+
+    Args:
+        hashes: of each case's files; None leaves them out.
+    """
     models = parse_models(config.models, str(config.path))
     return {
         "plan": settings.model_dump(exclude={"workers"}),
@@ -157,7 +193,7 @@ def _inputs(
             "device": training.device,
             "init_from": training.init_from and read_bundle(training.init_from).sha256,
         },
-        "cases": {case.case_id: [case.split, hashes[case.case_id]] for case in manifest.of("train", "val")},
+        "cases": {case.case_id: [case.split, (hashes or {}).get(case.case_id)] for case in manifest.of("train", "val")},
     }
 
 

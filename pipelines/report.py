@@ -26,6 +26,7 @@ READ = (
     "train/*/log.csv",
     "train/*/fold_*/log.csv",
     "train/*/schedule.json",
+    "train/*/fold_*/schedule.json",
     *(f"{stage}/stage.json" for stage in STAGES),
     *(f"{stage}/*/stage.json" for stage in OF_EACH_MODEL),
 )
@@ -34,7 +35,7 @@ READ = (
 def run(config: RunConfig, redo: bool = False) -> int:
     """Write `report/report.html` of a run. Returns the exit code, 0.
 
-    Raises: StageError where no model has been evaluated.
+    Raises: StageError where no model has been evaluated, or a model was trained or has predicted since.
     """
     settings = config.section("report", ReportConfig)
     data, manifest = config.data, config.manifest()

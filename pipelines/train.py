@@ -17,12 +17,12 @@ from medseg.core.errors import StageError
 from medseg.core.files import file_sha256, remove, write_json, write_text
 from medseg.core.manifest import Manifest
 from medseg.core.progress import say
-from medseg.core.record import StageRecord, read_record
+from medseg.core.record import StageRecord, differences, read_record, some_of
 from medseg.data.splits import Fold, fold_of_cases
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import Bundle, Description, read_bundle, write_bundle
 from medseg.inference.card import fingerprint_ranges, model_card
-from medseg.models.registry import ModelSettings, parse_models
+from medseg.planning.cases import class_voxels_of
 from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
 from medseg.training.config import TrainingConfig
@@ -62,61 +62,57 @@ def run(config: RunConfig, redo: bool = False) -> int:
     Raises: StageError where a finished or half-done training was made from other inputs.
     """
     settings = config.section("training", TrainingConfig)
-    if read_record(config.folder("prepare")) is None:
-        raise StageError(f"{config.folder('prepare')} is not finished; run `medseg prepare` first.")
-    manifest, plan = config.manifest(), plan_of(config)
+    plan, manifest = plan_of(config), config.manifest()
     folds = config.cross_validation(manifest)
     jobs = {
         name: [_fold_job(config, whole, fold) for fold in folds] or [whole]
-        for name, model in parse_models(config.models, str(config.path)).items()
-        for whole in [_job(config, manifest, name, model, settings, plan)]
+        for name in config.model_names
+        for whole in [_job(config, manifest, name, settings, plan)]
     }
     with processes(settings.device) as team:
-        if team.main:
-            _clear_or_refuse(config, jobs, redo)
-            if folds:
-                _write_folds(config.folder("train", "folds.csv"), manifest, folds)
-        team.barrier()
+        team.on_main(_begin, config, jobs, redo, manifest, folds)
         for name, rounds in jobs.items():
             for job in rounds:
                 _train(config, job, team)
-            if folds and team.main:
-                _join(config, name, rounds)
+            if folds:
+                team.on_main(_join, config, name, rounds, plan)
     return 0
 
 
-def _job(config: RunConfig, manifest: Manifest, name: str, model: ModelSettings, settings: TrainingConfig, plan: Plan) -> Job:
+def _job(config: RunConfig, manifest: Manifest, name: str, settings: TrainingConfig, plan: Plan) -> Job:
     """The training of a model on the manifest's splits."""
     return Job(
         name=name,
-        **_network(config, name, model, plan),
+        **plan.models[name],
         settings=settings,
         plan=plan,
         labels=config.labels,
         store=PreparedStore(config.folder("prepare", "cases")),
-        train_ids=[case.case_id for case in manifest.of("train")],
-        val_ids=[case.case_id for case in manifest.of("val")],
+        train_ids=sorted(case.case_id for case in manifest.of("train")),
+        val_ids=sorted(case.case_id for case in manifest.of("val")),
         folder=config.folder("train", name),
         seed=config.seed,
     )
 
 
-def _network(config: RunConfig, name: str, model: ModelSettings, plan: Plan) -> dict[str, Any]:
-    """Architecture and options: the plan's, with every size in them; the configuration's where the plan was made for others."""
-    asked = {"architecture": model.architecture, "options": model.options.model_dump(mode="json")}
-    planned_for = (read_record(config.folder("prepare")) or {}).get("inputs", {}).get("models", {}).get(name)
-    return dict(plan.models[name]) if name in plan.models and planned_for == asked else asked
-
-
 def _fold_job(config: RunConfig, job: Job, fold: Fold) -> Job:
-    """One round of a cross-validation. The cases that it holds out are not among the job's."""
+    """One round of a cross-validation. The cases that it holds out are not among the job's, nor among its counted voxels."""
+    counts = class_voxels_of(config.folder("prepare", "fingerprints"), fold.train)
+    reasons = job.plan.reasons | {"class_voxels": f"counted in the {len(fold.train)} training cases of fold {fold.number}"}
     return replace(
         job,
         name=f"{job.name} fold {fold.number}",
+        plan=job.plan.model_copy(update={"class_voxels": counts, "reasons": reasons}),
         train_ids=list(fold.train),
         val_ids=list(fold.val),
         folder=config.fold_folder(job.name, fold.number),
     )
+
+
+def _begin(config: RunConfig, jobs: dict[str, list[Job]], redo: bool, manifest: Manifest, folds: Sequence[Fold]) -> None:
+    _clear_or_refuse(config, jobs, redo)
+    if folds:
+        _write_folds(config.folder("train", "folds.csv"), manifest, folds)
 
 
 def _clear_or_refuse(config: RunConfig, jobs: dict[str, list[Job]], redo: bool) -> None:
@@ -153,15 +149,15 @@ def _train(config: RunConfig, job: Job, team: Processes) -> None:
     if team.main:
         write_json(job.folder / "inputs.json", record.inputs)
     trained = train_model(job, team)
-    if team.main:
-        finish = choose_finish(job, trained.weights)
-        write_bundle(job.folder / "model.medseg", _bundle(config, job, trained, finish))
-        _finish(config, job, record, trained, finish)
-    team.barrier()
+    team.on_main(_finish, config, job, record, trained)
 
 
-def _join(config: RunConfig, name: str, rounds: Sequence[Job]) -> None:
-    """The folds' models in one file, and the record of the whole cross-validation."""
+def _join(config: RunConfig, name: str, rounds: Sequence[Job], plan: Plan) -> None:
+    """The folds' models in one file, and the record of the whole cross-validation.
+
+    Args:
+        plan: of all folds together.
+    """
     folder, data = config.folder("train", name), config.data
     bundles = [read_bundle(job.folder / "model.medseg") for job in rounds]
     record = StageRecord(folder, {"folds": [bundle.sha256 for bundle in bundles]})
@@ -176,7 +172,7 @@ def _join(config: RunConfig, name: str, rounds: Sequence[Job]) -> None:
     card = model_card(
         name,
         rounds[0].architecture,
-        rounds[0].plan,
+        plan,
         rounds[0].labels,
         data.name,
         len(pool),
@@ -189,7 +185,8 @@ def _join(config: RunConfig, name: str, rounds: Sequence[Job]) -> None:
         joined.description.temperature,
         started_from=joined.description.started_from,
     )
-    write_bundle(folder / "model.medseg", replace(joined, card=card))
+    about = joined.description.model_copy(update={"plan": plan.model_copy(update={"models": {}})})
+    write_bundle(folder / "model.medseg", replace(joined, description=about, card=card))
     best = {"dice": _mean([fact["best"]["dice"] for fact in facts]), "structures": structures}
     best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in structures.items()}
     seconds = sum(fact["training_seconds"] for fact in facts)
@@ -239,10 +236,9 @@ def _refuse_other_inputs(job: Job, record: StageRecord) -> None:
     if before is None:
         return
     if changed := differences(before, json.loads(json.dumps(record.inputs))):
-        some = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         state = "finished" if record.previous() else "half-done"
         raise StageError(
-            f"{job.folder} holds a {state} training made from other inputs ({some} changed); "
+            f"{job.folder} holds a {state} training made from other inputs ({some_of(changed)} changed); "
             "start anew with `--redo train`, or choose another `output`."
         )
 
@@ -253,14 +249,6 @@ def _begun_with(folder: Path, record: StageRecord) -> dict[str, Any] | None:
     except (OSError, ValueError):
         finished = record.previous()
         return None if finished is None else dict(finished.get("inputs", {}))
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """The dotted keys at which two JSON values differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = [*before, *(key for key in after if key not in before)]
-        return [d for key in keys for d in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)]
-    return [] if before == after else [path]
 
 
 def _forget(folder: Path) -> None:
@@ -311,7 +299,10 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         raise StageError(f"{path} is missing or damaged ({' '.join(str(error).split())}); run `medseg prepare` again.") from None
 
 
-def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained, finish: Finish) -> None:
+def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) -> None:
+    """Write the model file, and then the record that says that it is done."""
+    finish = choose_finish(job, trained.weights)
+    write_bundle(job.folder / "model.medseg", _bundle(config, job, trained, finish))
     counts = {"train": len(job.train_ids), "val": len(job.val_ids), "steps": trained.schedule.steps}
     best = dict(trained.best)
     best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in best["structures"].items()}

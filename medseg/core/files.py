@@ -31,7 +31,7 @@ FULL_BYTES = 2**16  # a disk with less than this left is full
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, with the same suffixes, renamed to it when the block ends well.
 
-    After an error, a kill or a full disk there is the old file or none, never half of one.
+    After an error, a kill, a full disk or a power cut there is the old file or none, never half of one.
 
     Raises: OutputError where the folder or the file cannot be written.
     """
@@ -40,6 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
     except MedsegError:
         raise
@@ -51,6 +52,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """See to it that a file's content is on the disk before its name is."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _full(folder: Path) -> str | None:

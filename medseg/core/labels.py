@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -162,12 +163,38 @@ class LabelScheme(Section):
             scores: (n_outputs, X, Y, Z) logits of the classes, or of the regions.
         Returns: (X, Y, Z) uint8 class indices.
         """
-        if not self.regions:
-            return scores.argmax(0).astype(np.uint8)
-        classes = np.zeros(scores.shape[1:], np.uint8)
-        for channel, index in self.painting:
-            classes[scores[channel] > 0] = index
+        return self.decide_by_channel(lambda channel: scores[channel], scores.shape[1:])
+
+    def decide_by_channel(
+        self, scores_of: Callable[[int], npt.NDArray[np.float32]], shape: Sequence[int]
+    ) -> npt.NDArray[np.uint8]:
+        """As `decide`, of scores of this (X, Y, Z) shape that are asked for one channel at a time: never all at once."""
+        classes = np.zeros(shape, np.uint8)
+        if self.regions:
+            for channel, index in self.painting:
+                classes[scores_of(channel) > 0] = index
+            return classes
+        best = scores_of(0)
+        for index in range(1, self.n_classes):
+            there = scores_of(index)
+            classes[there > best] = index
+            best = np.maximum(best, there)
         return classes
+
+    def swapped_outputs(self, swaps: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """The outputs that change places where these classes do, each pair once: the classes themselves, or regions.
+
+        None where a region has no partner: what its classes become is no region.
+        """
+        if not self.regions:
+            return list(swaps)
+        partner = {a: b for pair in swaps for a, b in (pair, pair[::-1])}
+        regions = [set(classes) for classes in self.measured.values()]
+        mirrored = [{partner.get(k, k) for k in region} for region in regions]
+        if any(region not in regions for region in mirrored):
+            return None
+        places = [regions.index(region) for region in mirrored]
+        return [(a, b) for a, b in enumerate(places) if a < b]
 
     def encode(self, values: npt.NDArray[Any], where: str, prediction: bool = False) -> npt.NDArray[np.uint8]:
         """Class indices of the values that a label file holds.

@@ -8,13 +8,15 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import medseg
-from medseg.core.files import json_sha256, write_json
+from medseg.core.errors import StageError
+from medseg.core.files import file_sha256, json_sha256, write_json
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-image", "pandas")
 
@@ -77,6 +79,36 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def require_models(predictions: Path, hashes: Iterable[str], training: Path) -> None:
+    """See to it that predictions were made by the models that stand in the folder of a training.
+
+    Args:
+        predictions: the table that names `hashes`, the sha256 of the models that made it; empty ones say nothing.
+        training: holds model.medseg, and those of its folds; where there is no such folder, nothing can be said.
+    Raises: StageError: figures of one training would stand beside the log and the times of another.
+    """
+    if not Path(training).is_dir() or not (used := {text for text in hashes if text}):
+        return
+    models = [path for pattern in ("model.medseg", "fold_*/model.medseg") for path in Path(training).glob(pattern)]
+    if not models:
+        raise StageError(f"{training} holds no finished training; run `medseg train`, then `medseg predict`.")
+    if used - {file_sha256(path) for path in models}:
+        raise StageError(f"{predictions} was made by another model than {training} holds now; run `medseg predict` first.")
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """The dotted keys at which two JSON values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [d for key in keys for d in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == after else [path]
+
+
+def some_of(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on; nothing is imported."""
     found = {"python": platform.python_version()}
@@ -88,9 +120,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-@lru_cache
 def machine() -> dict[str, Any]:
-    """Processor, cores and memory; no host or user name."""
+    """Processor, cores and memory, and the GPU where PyTorch is loaded and can use one; no host or user name."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -98,7 +129,9 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
-    return {"system": sys.platform, "processor": name, "cores": os.cpu_count(), "memory_gib": memory and round(memory, 1)}
+    facts = {"system": sys.platform, "processor": name, "cores": os.cpu_count(), "memory_gib": memory and round(memory, 1)}
+    torch = sys.modules.get("torch")
+    return facts | ({"gpu": torch.cuda.get_device_name()} if torch is not None and torch.cuda.is_available() else {})
 
 
 @lru_cache

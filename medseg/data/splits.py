@@ -74,8 +74,8 @@ def make_folds(
     """The rounds of a cross-validation, grouped by patient.
 
     The pool's column `fold` (0 to `folds` - 1) states them; else patients are drawn so that every fold has about as many cases,
-    in all and with each combination of values of `stratify_by`. A patient's values are those of its first case. A fold's
-    validation cases are drawn by patient from the other folds.
+    in all and with each combination of values of `stratify_by`. A patient's values are those of its first case by name. A fold's
+    validation cases are drawn by patient from the other folds. The order of `pool` changes nothing.
 
     Args:
         where: the manifest, for errors.
@@ -86,6 +86,7 @@ def make_folds(
         if any(column not in case.covariates for case in pool):
             known = ", ".join(name for name in pool[0].covariates if name != FOLD) or "none"
             raise ConfigError(f"data: `stratify_by` names `{column}`, which is no column of {where}; name one of: {known}.")
+    pool = sorted(pool, key=lambda case: case.case_id)
     cases_of: dict[str, list[Case]] = defaultdict(list)
     for case in pool:
         cases_of[case.unit].append(case)

@@ -71,6 +71,17 @@ class PreparedStore:
         except (OSError, ValueError, KeyError):
             return None
 
+    def holds(self, case_id: str, key: str) -> bool:
+        """Whether the case stands there as it was made from this, with all its files whole."""
+        if self.key(case_id) != key:
+            return False
+        try:
+            self.contents(case_id)
+            self.open(case_id)
+        except StageError:
+            return False
+        return True
+
     def write(self, case_id: str, key: str, image: Any, classes: Any) -> None:
         """Store a case; `case.json`, written last, says that it is whole."""
         folder = self.folder / case_id

@@ -27,6 +27,7 @@ from medseg.core.errors import ConfigError, ModelFileError
 from medseg.core.files import atomic_path
 from medseg.core.labels import LabelScheme
 from medseg.inference.postprocess import Postprocessing
+from medseg.inference.window import LEFT_RIGHT
 from medseg.models.layers import Network
 from medseg.models.registry import build_network
 from medseg.planning.plan import Plan
@@ -118,8 +119,14 @@ class Bundle:
 
     @property
     def allowed_flips(self) -> tuple[int, ...]:
-        """Axes of the prepared grid along which a mirrored scan is still a plausible scan."""
-        return tuple(self.plan.flips)
+        """Axes of the prepared grid along which a mirrored scan is still a plausible scan that the model can name."""
+        nameless = self.labels.swapped_outputs(self.plan.swaps) is None
+        return tuple(axis for axis in self.plan.flips if not (nameless and axis == LEFT_RIGHT))
+
+    @property
+    def swaps(self) -> list[tuple[int, int]]:
+        """Outputs that change places where a scan is mirrored left to right."""
+        return self.labels.swapped_outputs(self.plan.swaps) or []
 
     def networks(self, device: torch.device | str = "cpu") -> list[nn.Module]:
         """The networks with their weights, in evaluation mode. Raises: ModelFileError where the weights do not fit."""

@@ -76,7 +76,7 @@ def predict_case(
             mirror_axes=mirror_axes(bundle, settings),
             device=model.device,
             dtype=model.dtype,
-            swaps=() if bundle.labels.regions else plan.swaps,
+            swaps=bundle.swaps,
         )
         answer /= temperature * len(model.networks)
         logits = answer if logits is None else np.add(logits, answer, out=logits)

@@ -31,22 +31,11 @@ def restore(logits: Logits, prepared_grid: Grid, scan_grid: Grid, labels: LabelS
     start = tuple(-before for before, _ in sides)
     wider = prepared_grid.cropped(start, tuple(n + a + b for n, (a, b) in zip(prepared_grid.shape, sides, strict=True)))
 
-    def on_scan(channel: int, outside: float) -> Logits:
+    def on_scan(channel: int) -> Logits:
+        outside = 0.0 if channel == 0 and not labels.regions else -np.inf  # the background
         return resample(np.pad(logits[channel], sides, mode="edge"), wider, scan_grid, order=1, fill=outside)
 
-    # Channel by channel: never all of them at the scan's size at once.
-    classes = np.zeros(scan_grid.shape, np.uint8)
-    if labels.regions:
-        for channel, index in labels.painting:
-            classes[on_scan(channel, -np.inf) > 0] = index
-        return LabelMap(classes, scan_grid)
-    best = on_scan(0, 0.0)
-    for index in range(1, len(logits)):
-        there = on_scan(index, -np.inf)
-        better = there > best
-        classes[better] = index
-        best[better] = there[better]
-    return LabelMap(classes, scan_grid)
+    return LabelMap(labels.decide_by_channel(on_scan, scan_grid.shape), scan_grid)
 
 
 def _same_voxels(a: Grid, b: Grid) -> bool:

@@ -24,8 +24,8 @@ def focal_loss(answer: Answer, gamma: float) -> Tensor:
 
     Args as `cross_entropy`; gamma 0 is cross-entropy. Class weights are the paper's alpha.
     """
-    # 1 - p from the logarithm itself: rounding may not make it negative, whose power has no gradient.
-    hard = -answer.log_true.expm1()
+    # 1 - p from the logarithm itself: rounding may not make it negative, whose power has no gradient; nor has 0 below a square.
+    hard = (-answer.log_true.expm1()).clamp(min=torch.finfo(torch.float32).tiny)
     return _weighted_mean(-(hard**gamma) * answer.log_true, answer.voxel_weight)
 
 

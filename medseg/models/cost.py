@@ -17,6 +17,7 @@ from medseg.models.registry import build_network
 PARAMETER_BYTES = 5 * 4
 TRANSIENTS = 2  # gradients as large as the largest kept picture that live at once on the way back
 LOSS_PICTURES = 8  # of the size of the network's answer: probabilities, one-hot classes, their products and gradients
+COUNTED = 2  # patches: batch norm has no spread to train with where one patch ends in a single voxel
 BACKWARD = 2  # operations of the way back, in those of the way there: one convolution for the input, one for the kernel
 
 
@@ -60,7 +61,7 @@ def _counted(architecture: str, options: str, in_channels: int, n_outputs: int, 
             patch_voxels=patch,
             pretrained=False,
         ).train()
-        picture = torch.empty((1, in_channels, *patch))
+        picture = torch.empty((COUNTED, in_channels, *patch))
     own = {tensor.untyped_storage()._cdata for tensor in network.state_dict(keep_vars=True).values()}
     kept = {}  # what the way back needs, each piece of memory once
 
@@ -77,6 +78,6 @@ def _counted(architecture: str, options: str, in_channels: int, n_outputs: int, 
     loss = LOSS_PICTURES * sum(answer.numel() * answer.element_size() for answer in answers)
     return StepCost(
         parameters=sum(p.numel() for p in network.parameters()),
-        patch_bytes=sum(sizes) + TRANSIENTS * max(sizes) + loss,
-        patch_operations=float((1 + BACKWARD) * counter.get_total_flops()),
+        patch_bytes=(sum(sizes) + TRANSIENTS * max(sizes) + loss) // COUNTED,
+        patch_operations=(1 + BACKWARD) * counter.get_total_flops() / COUNTED,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +45,7 @@ class MeasureCase:
 
     def __call__(self, case: Case) -> Measured:
         """Raises: CaseError where the case cannot be used."""
-        path = self.folder / f"{case.case_id}.json"
-        key = json_sha256([MEASUREMENT, self.scheme.model_dump(), self.spacing_mm, self.hashes[case.case_id]])
-        if (known := _recorded(path, key)) is not None:
+        if (known := self.known(case)) is not None:
             return known
         loaded = LoadVolumed(["image", "label"], ("label",), self.scheme, self.spacing_mm)(
             {"image": case.images, "label": case.label}
@@ -54,41 +53,79 @@ class MeasureCase:
         volume = Volume(np.asarray(loaded["image"]), loaded["image_grid"])
         require_finite(volume.array, case.case_id)
         measured = Measured(measure(volume, np.asarray(loaded["label"])[0], self.scheme), len(volume.array))
-        content = {"key": key, "channels": measured.channels, "fingerprint": measured.fingerprint.model_dump(mode="json")}
-        write_json(path, content)
+        fingerprint = measured.fingerprint.model_dump(mode="json")
+        write_json(
+            _record_of(self.folder, case.case_id),
+            {"key": self._key(case), "channels": measured.channels, "fingerprint": fingerprint},
+        )
         return measured
 
-
-def _recorded(path: Path, key: str) -> Measured | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["key"] != key:
+    def known(self, case: Case) -> Measured | None:
+        """What a record says of the case, if there is one that fits its files."""
+        try:
+            content = json.loads(_record_of(self.folder, case.case_id).read_text(encoding="utf-8"))
+            if content["key"] != self._key(case):
+                return None
+            return Measured(CaseFingerprint.model_validate(content["fingerprint"]), int(content["channels"]))
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return Measured(CaseFingerprint.model_validate(content["fingerprint"]), int(content["channels"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+
+    def _key(self, case: Case) -> str:
+        return json_sha256([MEASUREMENT, self.scheme.model_dump(), self.spacing_mm, self.hashes[case.case_id]])
+
+
+def class_voxels_of(folder: Path, case_ids: Iterable[str]) -> list[int]:
+    """Voxels of each class in these cases together, background first, by the records that `MeasureCase` left in `folder`.
+
+    Raises: StageError where a record is missing or damaged.
+    """
+    counts = []
+    for case_id in case_ids:
+        path = _record_of(folder, case_id)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            counts.append(CaseFingerprint.model_validate(content["fingerprint"]).class_voxels)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise StageError(f"{path} is missing or damaged; run `medseg prepare` again.") from None
+    return [sum(of_class) for of_class in zip(*counts, strict=True)]
+
+
+def _record_of(folder: Path, case_id: str) -> Path:
+    return folder / f"{case_id}.json"
 
 
 @dataclass(frozen=True)
 class StoreCase:
-    """Preprocess one case and store it, unless the same case stands there already."""
+    """Preprocess one case and store it, unless the same case stands there already.
+
+    Args:
+        hashes: of each case's files.
+        redo: store it even then.
+    """
 
     folder: Path
     preprocessing: Preprocessing
     scheme: LabelScheme
     spacing_mm: Spacing
     hashes: dict[str, list[str]]
+    redo: bool = False
 
     def __call__(self, case: Case) -> None:
         """Raises: CaseError where the case cannot be used."""
-        store = PreparedStore(self.folder)
-        settings = [self.preprocessing.model_dump(), self.scheme.model_dump(), self.spacing_mm]
-        key = json_sha256([settings, self.hashes[case.case_id]])
-        if store.key(case.case_id) == key:
+        if self.stands(case):
             return
         transform = training_transform(self.preprocessing, self.scheme, self.spacing_mm)
         prepared = apply(transform, {"image": case.images, "label": case.label, "case_id": case.case_id})
-        store.write(case.case_id, key, np.asarray(prepared["image"]), np.asarray(prepared["label"])[0])
+        image, classes = np.asarray(prepared["image"]), np.asarray(prepared["label"])[0]
+        PreparedStore(self.folder).write(case.case_id, self._key(case), image, classes)
+
+    def stands(self, case: Case) -> bool:
+        """Whether there is nothing to do."""
+        return not self.redo and PreparedStore(self.folder).holds(case.case_id, self._key(case))
+
+    def _key(self, case: Case) -> str:
+        settings = [self.preprocessing.model_dump(), self.scheme.model_dump(), self.spacing_mm]
+        return json_sha256([settings, self.hashes[case.case_id]])
 
 
 def together(measured: list[Measured]) -> Fingerprint:

@@ -19,8 +19,8 @@ class PlanConfig(Section):
         spacing_mm: target voxel size along right, anterior, superior (pixels where the data are not physical).
         patch_voxels: what the network sees at once; 1 along one axis makes a 2D network.
         batch_size: patches a step.
-        memory_gb: what a training step may take, in 10^9 bytes; by default 80 % of a GPU's memory or half of the machine's, and
-            no more than 10. It bounds patch, batch and width.
+        memory_gb: what a training step may take, in 10^9 bytes; by default 80 % of a GPU's memory or half of the machine's (of
+            its control group's, where that is less), and no more than 10. It bounds patch, batch and width.
         flips: axes along which pictures may be mirrored, in training and at test time.
         workers: processes that prepare cases; by default one a core.
     """

@@ -13,8 +13,8 @@ FIXED = ("channels", "n_channels", "class_voxels")  # facts of the data, not cho
 
 
 def values_of(plan: Plan) -> dict[str, Any]:
-    """Every value of the plan by the key that its reason has."""
-    values = plan.model_dump(mode="json", exclude={"reasons"})
+    """Every value of the plan by the key that its reason has, and the `reasons`."""
+    values = plan.model_dump(mode="json")
     models = values.pop("models")
     return {**values.pop("preprocessing"), **values, **{f"models.{name}": model for name, model in models.items()}}
 
@@ -27,23 +27,23 @@ def edited_plan(plan: Plan, before: dict[str, Any], n_outputs: int, where: str) 
     Raises: ConfigError where an edited plan cannot be trained with.
     """
     now = values_of(plan)
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    changed = [key for key in {**before, **now} if key != "reasons" and before.get(key) != now.get(key)]
     for key in changed:
         if key in (*FIXED, "physical") or key not in now or key not in before:
             raise ConfigError(
                 f"{where}: `{key}` follows from the data and the configuration; restore it, or run with `--redo prepare`."
             )
-    _require_sound(plan, n_outputs, where)
-    return plan.model_copy(update={"reasons": plan.reasons | dict.fromkeys(changed, BY_HAND)}), changed
+    _require_sound(plan, changed, n_outputs, where)
+    return plan.model_copy(update={"reasons": before.get("reasons", plan.reasons) | dict.fromkeys(changed, BY_HAND)}), changed
 
 
-def _require_sound(plan: Plan, n_outputs: int, where: str) -> None:
+def _require_sound(plan: Plan, changed: list[str], n_outputs: int, where: str) -> None:
     if len(plan.preprocessing.normalisation) != plan.n_channels:
         raise ConfigError(
             f"{where}: `normalisation` has {len(plan.preprocessing.normalisation)} rules for {plan.n_channels} channels; "
             "give one for each."
         )
-    if not plan.preprocessing.physical and plan.preprocessing.spacing is not None:
+    if "spacing" in changed and not plan.preprocessing.physical and plan.preprocessing.spacing is not None:
         raise ConfigError(f"{where}: `spacing` is stated and the files have no physical size; make it null.")
     if thin := [axis for axis in plan.flips if plan.patch_voxels[axis] == 1]:
         raise ConfigError(f"{where}: `flips` names axis {thin[0]}, along which the patch is one voxel thick; take it out.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,6 +12,10 @@ from medseg.core.config import Section
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory: a CPU's is shared with the workers and with everything else
 FLOAT32_GFLOPS, AMX_GFLOPS = 40.0, 150.0  # a core, in convolutions; with AMX in bfloat16
+CGROUP_LIMITS = (  # of a container or a job: version 2, version 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 MOST_GB = 10.0  # more is not taken unasked, so that plans made on most machines agree
 
 
@@ -20,7 +25,7 @@ class Granted(Section):
     Args:
         device: what training computes on.
         memory_gb: 10^9 bytes, of the GPU or of the machine.
-        cores: of the processor.
+        cores: of the processor, those that this process may use.
         core_gflops: operations that a core is taken to do in a second; a rule, never timed, so that plans repeat.
         minutes: wall time of one model's training; None where the configuration counts epochs.
         reason: where the memory comes from.
@@ -34,12 +39,14 @@ class Granted(Section):
     reason: str = "stated"
 
 
-def granted_here(memory_gb: float | None, device: Literal["auto", "cpu", "cuda"], minutes: float | None) -> Granted:
+def granted_here(
+    memory_gb: float | None, device: Literal["auto", "cpu", "cuda"], minutes: float | None, precision: str = "auto"
+) -> Granted:
     """What this machine and the configuration grant.
 
     Args:
         memory_gb: as stated; None asks the machine.
-        device: `training.device`.
+        device, precision: of `training`.
     """
     gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if memory_gb is not None:
@@ -50,8 +57,9 @@ def granted_here(memory_gb: float | None, device: Literal["auto", "cpu", "cuda"]
             f"{GPU_SHARE:.0%} of the GPU's",
         )
     elif not gpu and hasattr(os, "sysconf"):
-        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memory_gb, reason = _at_most(CPU_SHARE * physical), f"{CPU_SHARE:.0%} of the machine's"
+        physical, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit()
+        memory_gb = _at_most(CPU_SHARE * min(physical, limit))
+        reason = f"{CPU_SHARE:.0%} of " + ("the machine's" if physical <= limit else "what its control group (cgroup) may use")
     else:
         memory_gb, reason = MOST_GB, "what most machines have: this one does not say"
     if memory_gb == MOST_GB and "%" in reason:
@@ -59,8 +67,8 @@ def granted_here(memory_gb: float | None, device: Literal["auto", "cpu", "cuda"]
     return Granted(
         device="gpu" if gpu else "cpu",
         memory_gb=memory_gb,
-        cores=os.cpu_count() or 1,
-        core_gflops=AMX_GFLOPS if has_amx() else FLOAT32_GFLOPS,
+        cores=_cores(),
+        core_gflops=AMX_GFLOPS if precision in ("auto", "bfloat16") and has_amx() else FLOAT32_GFLOPS,
         minutes=minutes,
         reason=reason,
     )
@@ -70,6 +78,20 @@ def has_amx() -> bool:
     """Whether the processor multiplies matrices of bfloat16 in hardware."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(supported and supported())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cgroup_limit() -> float:
+    """Bytes that the control group of this process may use; infinite where none is set."""
+    for path in CGROUP_LIMITS:
+        try:
+            return float(path.read_text())
+        except (OSError, ValueError):  # absent, or `max`
+            continue
+    return float("inf")
 
 
 def _at_most(size_bytes: float) -> float:

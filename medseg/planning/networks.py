@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from medseg.models.cost import StepCost, step_cost
@@ -13,14 +14,19 @@ from medseg.planning.sides import STATED
 Model = dict[str, Any]  # architecture, options
 
 WORTHWHILE_STEPS = 1000  # fewer teach a wide network less than a narrow one learns in many
-AS_START = "as the model that the training starts from"
 
 
-def hungriest(models: dict[str, Model], patch: Patch, batch: int, in_channels: int, n_outputs: int) -> float:
-    """GB that a step takes, of the model that takes most, at the widest that each may be planned."""
+def hungriest(
+    models: Sequence[Model], patch: Patch, batch: int, in_channels: int, n_outputs: int, narrowest: bool = False
+) -> float:
+    """GB that a step takes, of the model that takes most, each as wide (or as narrow) as it may be planned.
+
+    Raises: ConfigError where a network cannot be built for the patch.
+    """
     shapes = {"in_channels": in_channels, "n_outputs": n_outputs, "patch_voxels": patch}
-    widest = [(m["architecture"], sizes_of(m["architecture"], m["options"], patch)[0][0]) for m in models.values()]
-    return max(step_cost(architecture, options, **shapes).memory_gb(batch) for architecture, options in widest)  # type: ignore[arg-type]
+    size = -1 if narrowest else 0
+    built = [(m["architecture"], sizes_of(m["architecture"], m["options"], patch)[size][0]) for m in models]
+    return max(step_cost(architecture, options, **shapes).memory_gb(batch) for architecture, options in built)  # type: ignore[arg-type]
 
 
 def plan_network(
@@ -32,12 +38,12 @@ def plan_network(
     n_outputs: int,
     granted: Granted,
     reasons: dict[str, str],
-    taken_over: bool = False,
+    stated: str = STATED,
 ) -> Model:
     """The model with every size in its options: the widest that fits, or what the configuration states.
 
     Args:
-        taken_over: the sizes are those of the model that the training starts from.
+        stated: who states the size, where the options hold one.
     Raises: ConfigError where the network cannot be built for the patch.
     """
     architecture = model["architecture"]
@@ -49,7 +55,7 @@ def plan_network(
     options, words = next((size for size in sizes if _fits(cost_of(size[0]), batch, granted)), sizes[-1])
     cost = cost_of(options)
     if len(sizes) == 1:
-        why = AS_START if taken_over else STATED
+        why = stated
     elif _fits(cost, batch, granted):
         why = "the widest" if options == sizes[0][0] else "the widest that fits"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +14,16 @@ from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import write_text
 from medseg.core.labels import LabelScheme
 from medseg.data.preprocess import Preprocessing
-from medseg.models.registry import sizes_of
+from medseg.models.registry import MODELS, sizes_of
 from medseg.planning.config import Axis, PlanConfig, Size
 from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.machine import Granted
-from medseg.planning.networks import AS_START, Model, hungriest, plan_network
+from medseg.planning.networks import Model, hungriest, plan_network
 from medseg.planning.patch import Patch, plan_batch, plan_patch
 from medseg.planning.preparation import plan_preparation, prepared_shapes
 from medseg.planning.sides import STATED, mirrored_axes, swapped_classes
 
+AS_START = "as the model that the training starts from"
 SIZE_OPTIONS = ("features", "width")  # what states a network's size, in any architecture's options
 
 
@@ -99,21 +101,24 @@ def make_plan(
     if start is None:
         preprocessing = plan_preparation(fingerprint, config, modality, reasons)
     else:
-        _require_same_scans(start, fingerprint)
+        require_same_scans(start, fingerprint.channels, fingerprint.physical, channels)
         config = _with_start(config, start)
         preprocessing = start.preprocessing.model_copy(update={"spacing": config.spacing_mm})
     networks = {name: _started(model, start) for name, model in models.items()}
 
-    def memory(patch: Patch, batch: int) -> float:
-        return hungriest({name: model for name, (model, _) in networks.items()}, patch, batch, n_channels, n_outputs)
+    def widest(patch: Patch, batch: int) -> float:
+        return hungriest([model for model, _ in networks.values()], patch, batch, n_channels, n_outputs)
+
+    def narrowest(patch: Patch, batch: int) -> float:
+        return hungriest([model for model, _ in networks.values()], patch, batch, n_channels, n_outputs, narrowest=True)
 
     shapes = prepared_shapes(fingerprint, preprocessing)
     x, y, z = (int(n) for n in np.median(shapes, axis=0).round())
-    patch = plan_patch((x, y, z), preprocessing.spacing or (1.0, 1.0, 1.0), granted, config, memory, reasons)
-    batch = plan_batch(patch, int(shapes.prod(axis=1).sum()), granted, config, memory, reasons)
+    patch = plan_patch((x, y, z), preprocessing.spacing or (1.0, 1.0, 1.0), granted, config, widest, narrowest, reasons)
+    batch = plan_batch(patch, int(shapes.prod(axis=1).sum()), granted, config, widest, reasons)
     planned = {
-        name: plan_network(name, model, patch, batch, n_channels, n_outputs, granted, reasons, taken)
-        for name, (model, taken) in networks.items()
+        name: plan_network(name, model, patch, batch, n_channels, n_outputs, granted, reasons, stated_by)
+        for name, (model, stated_by) in networks.items()
     }
     flips = mirrored_axes(patch, scheme, fingerprint.physical, config, reasons)
     counts = np.sum([c.class_voxels for c in fingerprint.cases], axis=0)
@@ -134,14 +139,20 @@ def make_plan(
     )
 
 
-def _require_same_scans(start: Plan, fingerprint: Fingerprint) -> None:
-    if start.n_channels != fingerprint.channels:
+def require_same_scans(start: Plan, n_channels: int, physical: bool, channels: Sequence[str]) -> None:
+    """Raises: ConfigError where the model that the training starts from, with this plan, was made for other scans."""
+    if start.n_channels != n_channels:
         raise ConfigError(
             f"training: `init_from` is a model for {start.n_channels} channels ({', '.join(start.channels)}) and these scans "
-            f"have {fingerprint.channels}; start from a model for the same channels, or from none."
+            f"have {n_channels}; start from a model for the same channels, or from none."
         )
-    if start.preprocessing.physical != fingerprint.physical:
-        has, needs = ("a", "without one") if fingerprint.physical else ("no", "in mm")
+    if start.channels != list(channels):
+        raise ConfigError(
+            f"training: `init_from` takes the channels {', '.join(start.channels)} and the manifest has {', '.join(channels)}; "
+            "order and name its columns so, or start from none."
+        )
+    if start.preprocessing.physical != physical:
+        has, needs = ("a", "without one") if physical else ("no", "in mm")
         raise ConfigError(
             f"training: `init_from` is a model for scans {needs} and these state {has} physical size; start from a model for "
             "such scans, or from none."
@@ -167,12 +178,18 @@ def _reasons_of_start(stated: PlanConfig) -> dict[str, str]:
     return reasons
 
 
-def _started(model: Model, start: Plan | None) -> tuple[Model, bool]:
-    """The model as the one of its architecture that the training starts from, and whether it is."""
+def _started(model: Model, start: Plan | None) -> tuple[Model, str]:
+    """The model as the one of its architecture that the training starts from, and who states its size.
+
+    Options that differ from the architecture's defaults were stated, and win.
+    """
     same = [m for m in (start.models if start else {}).values() if m["architecture"] == model["architecture"]]
     if start is None or not same or any(model["options"].get(key) is not None for key in SIZE_OPTIONS):
-        return model, False
+        return model, STATED
     options = sizes_of(model["architecture"], same[0]["options"], start.patch_voxels)[0][0]
     if "weights" in options:
-        options["weights"] = model["options"]["weights"]
-    return {"architecture": model["architecture"], "options": options}, True
+        options["weights"] = None  # a file of the machine that trained the start
+    defaults = MODELS[model["architecture"]].config().model_dump(mode="json")
+    stated = {key: value for key, value in model["options"].items() if value != defaults[key]}
+    words = f" ({', '.join(stated)} {STATED})" if stated else ""
+    return {"architecture": model["architecture"], "options": options | stated}, AS_START + words

@@ -75,6 +75,6 @@ def _forbidden(scheme: LabelScheme, paired: bool) -> dict[int, str]:
 
 
 def _tells(name: str, ends: set[str]) -> bool:
-    """Whether a name (left kidney, kidney_L, LeftKidney, leftkidney) says one of the words."""
-    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+    """Whether a name (left kidney, kidney_L, LeftKidney, leftkidney) says one of the words; the L of L3 is none."""
+    words = [word.lower() for word in re.findall(r"(?![A-Za-z]\d)(?:[A-Z]+(?![a-z])|[A-Z]?[a-z]+)", name)]
     return any(word in ends or any(len(end) > 1 and word.startswith(end) for end in ends) for word in words)

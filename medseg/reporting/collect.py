@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 
 from medseg.core.errors import StageError
+from medseg.core.files import file_sha256
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
-from medseg.core.record import read_record
+from medseg.core.record import read_record, require_models
 
 STAGES = ("check", "prepare", "train", "predict", "evaluate")
 OF_EACH_MODEL = ("train", "predict", "evaluate")
@@ -34,6 +35,7 @@ TEXT = {
     "severity",
     "problem",
     "what_to_do",
+    "model_sha256",
 }
 _INTERVAL = ("n", "n_undefined", "ci_low", "ci_high")
 # Table -> the stage that writes it, and the columns without which there is no report.
@@ -85,7 +87,7 @@ class ModelResults:
         cases: cases.csv, what became of each case and why; None where the evaluation gives none.
         predictions, log: None where there are none (masks made by another tool).
         fold_logs: of a cross-validation, the log of each fold.
-        settings: architecture and options, steps, parameters: whatever the run's files say.
+        settings: architecture and options, and `schedules`, one a log: whatever the run's files say.
     """
 
     name: str
@@ -184,7 +186,8 @@ def collect_run(
 
     Args:
         models: the run's models, in the order of the report; those without an evaluation are named in `absent`.
-    Raises: StageError where no model has been evaluated, a table is broken, or the evaluations do not go together.
+    Raises: StageError where no model has been evaluated, a table is broken, the evaluations do not go together, or a model's
+        evaluation, predictions and training are not of one another.
     """
     evaluated = [m for m in models if (folder / "evaluate" / m / "per_case.csv").exists()]
     if not evaluated:
@@ -195,7 +198,7 @@ def collect_run(
     return ReportData(
         name=name,
         facts=_with_intervals(facts, {m: records["evaluate", m] for m in evaluated}),
-        models=tuple(_read_model(folder, m, plan) for m in evaluated),
+        models=tuple(_read_model(folder, m, plan, records["evaluate", m] or {}) for m in evaluated),
         cases=tuple(cases),
         channels=tuple(channels),
         labels=labels,
@@ -277,17 +280,25 @@ def _read_evaluation(name: str, place: Path) -> ModelResults:
     )
 
 
-def _read_model(folder: Path, model: str, plan: dict[str, Any]) -> ModelResults:
+def _read_model(folder: Path, model: str, plan: dict[str, Any], evaluation: dict[str, Any]) -> ModelResults:
     place = folder / "train" / model
-    n_folds = len(list(place.glob("fold_*/log.csv")))
-    schedule = _json(place / "schedule.json") or _json(place / "fold_0" / "schedule.json")
+    folds = [place / f"fold_{number}" for number in range(len(list(place.glob("fold_*/log.csv"))))]
+    table = folder / "predict" / model / "predictions.csv"
+    predictions = _optional(table)
+    if predictions is not None and "model_sha256" in predictions:
+        require_models(table, predictions["model_sha256"], place)
+    measured = evaluation.get("inputs", {}).get("predictions_csv")
+    if measured and (file_sha256(table) != measured if table.is_file() else place.is_dir()):
+        command = "evaluate" if table.is_file() else "predict"
+        raise StageError(f"{folder / 'evaluate' / model} is of other predictions than {table}; run `medseg {command}` first.")
     return replace(
         _read_evaluation(model, folder / "evaluate" / model),
-        predictions=_optional(folder / "predict" / model / "predictions.csv"),
+        predictions=predictions,
         predictions_folder=folder / "predict" / model,
         log=_optional(place / "log.csv"),
-        fold_logs=tuple(read_table(place / f"fold_{number}" / "log.csv") for number in range(n_folds)),
-        settings=dict(plan.get("models", {}).get(model, {})) | {"schedule": schedule},
+        fold_logs=tuple(read_table(fold / "log.csv") for fold in folds),
+        settings=dict(plan.get("models", {}).get(model, {}))
+        | {"schedules": [_json(training / "schedule.json") for training in folds or [place]]},
     )
 
 

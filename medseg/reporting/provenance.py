@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,22 +95,31 @@ def model_rows(data: ReportData) -> list[ModelRow]:
 
 
 def _model_row(data: ReportData, model: ModelResults) -> ModelRow:
-    logs, schedule = list(model.logs.values()), model.settings.get("schedule", {})
+    logs = list(model.logs.values())
+    schedules = model.settings.get("schedules") or [{}] * len(logs)
     record = data.records.get(("train", model.name), {})
     hashes: list[str] = []
     if model.predictions is not None and "model_sha256" in model.predictions:
-        hashes = list(dict.fromkeys(h[:12] for h in model.predictions["model_sha256"].astype(str) if h))
+        hashes = list(dict.fromkeys(h[:12] for h in model.predictions["model_sha256"] if h))
     best = [log["val_dice"].max() for log in logs if "val_dice" in log and log["val_dice"].notna().any()]
-    device = " ".join(str(schedule[key]) for key in ("device", "precision") if schedule.get(key))
-    log, folds = logs[0], f"{len(logs)} folds of " if len(logs) > 1 else ""
+    devices = [" ".join(str(schedule[key]) for key in ("device", "precision") if schedule.get(key)) for schedule in schedules]
+    steps = [s.get("steps") or (log["step"].max() if "step" in log else None) for s, log in zip(schedules, logs, strict=True)]
+    folds = f"{len(logs)} folds of " if len(logs) > 1 else ""
     return ModelRow(
         model.name,
         str(model.settings.get("architecture") or NONE),
-        folds + format_number(schedule.get("steps") or (log["step"].max() if "step" in log else None), 0),
-        format_number(log["epoch"].max() if "epoch" in log else len(log), 0),
+        folds + _least_to_most(steps),
+        _least_to_most([log["epoch"].max() if "epoch" in log else len(log) for log in logs]),
         # Over all sittings, where a training was interrupted; `seconds` is the last one's.
         duration(record.get("training_seconds", record.get("seconds"))),
-        device or NONE,
+        ", ".join(dict.fromkeys(device for device in devices if device)) or NONE,
         format_number(sum(best) / len(best) if best else None, 3),
         ", ".join(hashes) or NONE,
     )
+
+
+def _least_to_most(numbers: Sequence[float | None]) -> str:
+    """The number of all folds, or the least and the greatest."""
+    known = sorted({number for number in numbers if number is not None})
+    texts = [format_number(number, 0) for number in known[:1] + known[1:][-1:]]
+    return " to ".join(texts) or NONE

@@ -180,7 +180,6 @@ class TrainingConfig(Section):
         epochs: of `steps_per_epoch` steps each.
         budget_minutes: wall time for each model, compiling and validation included; turned once, after a few timed steps,
             into a number of steps that `schedule.json` keeps.
-        batch_size: patches a step; by default the plan's.
         init_from: a model.medseg whose weights the training starts with (fine-tuning); its structures may be others. The plan
             takes over the voxel size, patch, normalisation and network that those weights were made for.
         loss: a name in `LOSSES`, such as dice_ce.
@@ -211,7 +210,6 @@ class TrainingConfig(Section):
     epochs: Annotated[int, Field(ge=1)] | None = None
     budget_minutes: Positive | None = None
     steps_per_epoch: Annotated[int, Field(ge=1)] = 50
-    batch_size: Annotated[int, Field(ge=1)] | None = None
     init_from: Path | None = None
     loss: str = "dice_ce"
     loss_options: dict[str, Any] = {}

@@ -150,7 +150,8 @@ def batches(
     size = dataset.batch_size
     if size < world:
         raise StageError(
-            f"a batch of {size} cannot be shared by {world} processes; set `training.batch_size` to {world} or more."
+            f"a batch of {size} cannot be shared by {world} processes; set `plan.batch_size` to {world} or more and run "
+            "`medseg prepare`."
         )
     places = range(rank * size // world, (rank + 1) * size // world)
     steps = range(first, last)

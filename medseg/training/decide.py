@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from medseg.core.errors import MedsegError
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import PatchDataset, batches
 from medseg.training.device import compiler_present
 from medseg.training.distributed import own_cores
+from medseg.training.on_device import deferred
 from medseg.training.schedule import Schedule, often_enough, steps_in
 from medseg.training.step import MEMORY_REASON, Trainer, fresh_scaler
 
@@ -39,50 +41,49 @@ def decide(
     trainer: Trainer,
     dataset: PatchDataset,
     validation_seconds: Callable[[], float],
+    saving_seconds: Callable[[], float],
     started: float,
 ) -> Schedule:
     """The schedule with compile, workers, the place of augmentation and, where a budget is given, the number of steps.
 
-    Steps are timed on the real network, which gets its first weights back. `trainer.forward` is the compiled form afterwards
-    where that is kept. Where several processes train, the main one's clock decides for all.
+    Steps are timed on the real network, which gets its first weights back. Afterwards `trainer.forward` is the compiled form
+    where that is kept, and dataset and trainer leave augmentation to the device where that was chosen. Where several processes
+    train, the main one's clock decides for all.
 
     Args:
         schedule: device, precision, layout and validation interval, decided by rule.
-        validation_seconds: measures one validation of all cases.
+        validation_seconds, saving_seconds: measure one validation of all cases, and one checkpoint (there is one an epoch).
         started: of this training, by `time.perf_counter`: what has passed is taken off the budget.
     """
     reasons = dict(schedule.reasons)
-    weights, scaler = (
-        {k: v.clone() for k, v in trainer.network.state_dict().items()},
-        fresh_scaler(trainer.scaler, trainer.device),
-    )
-    timing = time_steps(trainer, dataset)
+    timing = _timed_only(trainer, dataset)
     compiled, reasons["compile"] = _try_compiling(config, trainer, dataset, timing)
     kept = compiled is not None
     timing = compiled or timing
-    trainer.network.load_state_dict(weights)
-    trainer.optimizer.state.clear()
-    trainer.scaler = scaler
     budget = None if config.budget_minutes is None else config.budget_minutes * 60
     expected = schedule.steps * timing.both if budget is None else budget
     workers, reasons["workers"] = choose_workers(config, timing, trainer.device, expected)
-    augment_on, reasons["augment_on"] = choose_augment_on(config, timing, trainer.device)
+    augment_on, reasons["augment_on"] = choose_augment_on(config, timing, trainer.device, workers)
+    if augment_on == "device":
+        leave_to_device(dataset, trainer)
+        timing = _timed_only(trainer, dataset)
     step_seconds = _step_seconds(timing, workers, trainer.device)
     update: dict[str, Any] = {"compile": kept, "workers": workers, "augment_on": augment_on, "step_seconds": step_seconds}
     update |= {"pieces": trainer.pieces, "reasons": reasons}
     if trainer.pieces > 1:
         reasons["pieces"] = MEMORY_REASON
     if budget is not None:
-        validation = validation_seconds()
-        validation, left = trainer.processes.gather((validation, budget - (time.perf_counter() - started)))[0]
+        measured = (validation_seconds(), saving_seconds())
+        (validation, saving), left = trainer.processes.gather((measured, budget - (time.perf_counter() - started)))[0]
         per_epoch, interval = config.steps_per_epoch, schedule.validation_interval
-        steps = steps_in(left, step_seconds, validation, per_epoch, interval)
+        each = step_seconds + saving / per_epoch
+        steps = steps_in(left, each, validation, per_epoch, interval)
         if config.validation_interval is None:
             interval = often_enough(interval, steps // per_epoch)
-            steps = steps_in(left, step_seconds, validation, per_epoch, interval)
+            steps = steps_in(left, each, validation, per_epoch, interval)
         reasons["steps"] = (
-            f"{left:.0f} s of the {budget:.0f} s were left; a step takes {step_seconds:.3f} s and a validation "
-            f"{validation:.1f} s every {interval} epochs"
+            f"{left:.0f} s of the {budget:.0f} s were left; a step takes {step_seconds:.3f} s, a checkpoint {saving:.2f} s every "
+            f"epoch and a validation {validation:.1f} s every {interval} epochs"
         )
         update |= {"steps": steps, "validation_interval": interval, "validation_seconds": validation}
     return schedule.model_copy(update=update)
@@ -119,6 +120,23 @@ def time_steps(trainer: Trainer, dataset: PatchDataset) -> Timing:
     return together.gather(Timing(sorted(b for b, _ in counted)[middle], sorted(s for _, s in counted)[middle]))[0]
 
 
+def _timed_only(trainer: Trainer, dataset: PatchDataset) -> Timing:
+    """`time_steps`, after which the trainer is as it was before."""
+    weights = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    scaler = fresh_scaler(trainer.scaler, trainer.device)
+    try:
+        return time_steps(trainer, dataset)
+    finally:
+        trainer.network.load_state_dict(weights)
+        trainer.optimizer.state.clear()
+        trainer.scaler = scaler
+
+
+def leave_to_device(dataset: PatchDataset, trainer: Trainer) -> None:
+    """From here on the samples are only drawn and read, and the trainer's device makes patches of them."""
+    dataset.transforms, trainer.augment = deferred(dataset.transforms)
+
+
 def compile_network(forward: Callable[[torch.Tensor], list[torch.Tensor]]) -> Callable[[torch.Tensor], list[torch.Tensor]]:
     """The compiled form of a network, on the same weights; validation goes on with the network itself."""
     torch.compiler.reset()  # of an earlier training in this process: its shapes would make this one's count as changing
@@ -142,7 +160,9 @@ def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDatas
     plain, pieces, start = trainer.forward, trainer.pieces, time.perf_counter()
     trainer.forward = compile_network(trainer.forward)
     try:
-        compiled = time_steps(trainer, dataset)
+        compiled = _timed_only(trainer, dataset)
+    except MedsegError:
+        raise
     except Exception as error:  # the compiler's own failures are of many types; training goes on without it
         trainer.forward, trainer.pieces = plain, pieces
         return None, f"compiling failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -169,14 +189,13 @@ def choose_workers(config: TrainingConfig, timing: Timing, device: torch.device,
     return max(1, min(cores - 1, 1 + int(1.5 * share))), text
 
 
-def choose_augment_on(config: TrainingConfig, timing: Timing, device: torch.device) -> tuple[str, str]:
+def choose_augment_on(config: TrainingConfig, timing: Timing, device: torch.device, workers: int) -> tuple[str, str]:
     """Where patches are bent and changed, `cpu` or `device`, and the reason."""
     if config.augment_on != "auto":
         return config.augment_on, "stated in the configuration"
     if device.type == "cpu":
         return "cpu", "there is no GPU that could do it"
-    workers = max(1, own_cores() - 1)
-    making = timing.batch / workers
+    making = timing.batch / max(1, workers)
     text = f"{workers} workers make a batch in {making * 1e3:.0f} ms and the GPU learns from it in {timing.step * 1e3:.0f} ms"
     return "device" if making > timing.step else "cpu", text
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from medseg.core.errors import ConfigError
+from medseg.core.errors import ConfigError, MedsegError
 from medseg.core.progress import say
 from medseg.training.device import choose_device
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # of processes that wait while the main one chooses postprocessing and writes the model
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,23 @@ class Processes:
         values: list[T | None] = [None] * self.world
         dist.all_gather_object(values, value)
         return cast(list[T], values)
+
+    def on_main(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Let the main process do something while the others wait.
+
+        Raises: MedsegError of the main process, on it; the others end with its exit code, so that it is said once.
+        """
+        failed: MedsegError | None = None
+        if self.main:
+            try:
+                action(*arguments)
+            except MedsegError as error:
+                failed = error
+        code = self.gather(failed.exit_code if failed else 0)[0]
+        if failed:
+            raise failed
+        if code:
+            raise SystemExit(code)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any process."""
@@ -96,7 +115,7 @@ def processes(device: str) -> Iterator[Processes]:
         if local >= count:
             raise ConfigError(f"torchrun started more processes than the {count} GPUs of this machine; lower `--nproc-per-node`.")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield Processes(int(os.environ["RANK"]), world)
     finally:

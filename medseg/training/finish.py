@@ -18,8 +18,9 @@ from medseg.training.calibration import Answers, best_temperature, calibration_e
 from medseg.training.device import DTYPES, arrange, choose_device, choose_precision
 from medseg.training.job import Job
 from medseg.training.pieces import Pieces, choose_postprocessing, mean_dice, pieces_of
+from medseg.training.schedule import Schedule
 
-OVERLAP = 0.5  # of the windows: what `predict` does where nothing else is asked for
+OVERLAP = 0.5  # of the windows; `predict` takes as much where nothing else is asked for
 MOST_VOXELS = 1_000_000  # that the temperature is measured on, of all cases together
 MOST_VOXELS_OF_CASE = 50_000
 
@@ -39,10 +40,11 @@ class Finish:
 
 
 def choose_finish(job: Job, weights: Mapping[str, torch.Tensor]) -> Finish:
-    """Predict each validation case once more, as `predict` will, and choose postprocessing and temperature by the answers.
+    """Predict each validation case once more and choose postprocessing and temperature by the answers.
 
-    It is one more validation, with wider overlap, and does not count for `budget_minutes`. Of each case only the pieces' sizes
-    and some voxels' logits are kept. With `postprocessing: false` only the temperature is chosen.
+    It is one more validation, on the prepared grid and in the training's precision, with overlap 0.5 and no mirroring. It does
+    not count for `budget_minutes`. Of each case only the pieces' sizes and some voxels' logits are kept. The setting
+    `postprocessing: false` leaves the temperature alone to be chosen.
     """
     pieces, answers = _predict(job, weights)
     labels = job.labels
@@ -70,6 +72,8 @@ def _predict(job: Job, weights: Mapping[str, torch.Tensor]) -> tuple[list[dict[s
     network = empty_network(job.architecture, job.options, job.plan, job.labels.n_outputs)
     network.load_state_dict(dict(weights))
     arrange(network, device, channels_last=True).eval()
+    schedule = Schedule.load(job.folder / "schedule.json")
+    batch = max(1, job.batch_size // (schedule.pieces if schedule else 1))  # as much as the memory held in training
     spacing = job.plan.preprocessing.spacing or (1.0, 1.0, 1.0)
     rng = np.random.default_rng(job.seed)
     most = min(MOST_VOXELS_OF_CASE, MOST_VOXELS // len(job.val_ids))
@@ -78,7 +82,7 @@ def _predict(job: Job, weights: Mapping[str, torch.Tensor]) -> tuple[list[dict[s
         for done, case_id in enumerate(job.val_ids, start=1):
             case = job.store.open(case_id)
             image, reference = np.array(case.image), np.array(case.classes)
-            logits = predict_logits(network, image, job.plan.patch_voxels, OVERLAP, job.batch_size, device=device, dtype=dtype)
+            logits = predict_logits(network, image, job.plan.patch_voxels, OVERLAP, batch, device=device, dtype=dtype)
             pieces.append(pieces_of(job.labels.decide(logits), reference, job.labels, math.prod(spacing)))
             answers.append(some_answers(logits, reference, job.labels, most, rng))
             advance(done)

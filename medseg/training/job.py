@@ -59,7 +59,7 @@ class Job:
 
     @property
     def batch_size(self) -> int:
-        return self.settings.batch_size or self.plan.batch_size
+        return self.plan.batch_size
 
     @property
     def checkpoint(self) -> Path:
@@ -163,8 +163,8 @@ def loss_of(job: Job) -> LossFunction:
 def class_weights(setting: str | Mapping[str, float] | None, plan: Plan, labels: LabelScheme) -> list[float] | None:
     """The weight of each class in the cross-entropy, the background's first; None where all weigh alike.
 
-    `auto` is median frequency balancing (Eigen & Fergus 2015): the median of the classes' frequencies over the class's own, here
-    within `WEIGHTS`; a class that no training case has weighs 1.
+    `auto` is median frequency balancing: the median of the classes' frequencies over the class's own, within `WEIGHTS`; a class
+    that no training case has weighs 1. Frequencies are over all cases; Eigen & Fergus 2015 count only pictures that show the class.
 
     Raises: ConfigError for a name that is no structure, or a plan without voxel counts.
     """

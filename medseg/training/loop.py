@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from medseg.core.files import remove
 from medseg.core.progress import progress
 from medseg.drawing.curves import draw_training_curves
 from medseg.training.checkpoint import Progress, Tensors, propose_best, save_checkpoint, settle_best
 from medseg.training.dataset import PatchDataset, batches
-from medseg.training.decide import compile_network, decide
+from medseg.training.decide import compile_network, decide, leave_to_device
 from medseg.training.distributed import ALONE, Processes
 from medseg.training.diverging import Diverged, finite
 from medseg.training.job import Job, loss_of, set_up, training_samples, validation_windows
 from medseg.training.log import Clock, note, tell, trackers, write_log
-from medseg.training.on_device import deferred
 from medseg.training.recover import best_weights, go_back, resume
 from medseg.training.schedule import Schedule, learning_rate_factor
 from medseg.training.step import MEMORY_REASON, Trainer, step_seed
-from medseg.training.stop import stop_signals
+from medseg.training.stop import Stop, stop_signals
 from medseg.training.validate import CaseScore, Validation, score_cases, summarise
 
 if TYPE_CHECKING:
     from medseg.training.track import Trackers
 
 SECONDS_BETWEEN_DRAWINGS = 20.0
+COPIES_SAVED = {"sgd": 2, "adamw": 3}  # the weights and the optimizer's moments
 LOSSES_READ_TOGETHER = 20  # on a GPU, where reading a loss waits for the device
 
 
@@ -56,6 +57,7 @@ class Run:
     schedule: Schedule
     state: Progress
     clock: Clock
+    stop: Stop
     trackers: Trackers | None = None
 
 
@@ -70,23 +72,26 @@ def train_model(job: Job, processes: Processes = ALONE) -> Trained:
     started = time.perf_counter()
     trainer, schedule = set_up(job, processes)
     dataset = training_samples(job)
-    begun = processes.any((job.folder / "schedule.json").exists())
+    begun = processes.gather((job.folder / "schedule.json").exists())[0]
     if not begun:
-        schedule = decide(job.settings, schedule, trainer, dataset, partial(_validation_seconds, job, trainer), started)
+        measures = partial(_validation_seconds, job, trainer), partial(_saving_seconds, job, trainer)
+        schedule = decide(job.settings, schedule, trainer, dataset, *measures, started)
         if processes.main:
             schedule.save(job.folder / "schedule.json")
-    elif schedule.compile:
-        trainer.forward = compile_network(trainer.forward)
-    if schedule.augment_on == "device":
-        dataset.transforms, trainer.augment = deferred(dataset.transforms)
+    else:
+        if schedule.compile:
+            trainer.forward = compile_network(trainer.forward)
+        if schedule.augment_on == "device":
+            leave_to_device(dataset, trainer)
     state = resume(job, trainer)
     if processes.main:
         tell(job.name, schedule, state, begun)
-    with trackers(job, processes, schedule, state) as tracking:
-        run = Run(job, processes, trainer, dataset, schedule, state, Clock(state.seconds, started), tracking)
+    with stop_signals() as stop:
+        run = Run(job, processes, trainer, dataset, schedule, state, Clock(state.seconds, started), stop)
         while run.state.step < run.schedule.steps:
             try:
-                _steps(run)
+                with trackers(job, processes, run.schedule, run.state) as run.trackers:
+                    _steps(run)
             except Diverged as trouble:
                 cases = dataset.cases_of(trouble.step)
                 run.state, what = go_back(job, trainer, run.state, trouble, cases)
@@ -103,14 +108,14 @@ def _steps(run: Run) -> None:
     stream = batches(run.dataset, state.step, schedule.steps, schedule.workers, on_gpu, processes.rank, processes.world)
     title = f"train {job.name}"
     display = progress(title, schedule.steps) if processes.main else contextlib.nullcontext(lambda done, note="": None)
-    with display as advance, stop_signals() as stop, contextlib.closing(stream):  # type: ignore[type-var]
+    with display as advance, contextlib.closing(stream):  # type: ignore[type-var]
         for batch in stream:
             factor = learning_rate_factor(settings.schedule, state.step, schedule.steps, settings.warmup_steps)
             rate = settings.optimizer.rate * factor * state.learning_rate_scale
             waiting.append(trainer.step(batch, rate, step_seed(job.seed, state.step, processes.rank)))
             state.step += 1
             ends = schedule.ends_epoch(state.step)
-            stopping = processes.any(stop.number is not None)
+            stopping = processes.any(run.stop.number is not None)
             saves = ends or stopping or processes.any(clock.since_saving > settings.checkpoint_minutes * 60)
             if saves or not on_gpu or len(waiting) >= LOSSES_READ_TOGETHER:
                 _read_losses(run, waiting)
@@ -125,7 +130,7 @@ def _steps(run: Run) -> None:
             advance(state.step, note(state))
             if stopping:
                 processes.barrier()  # nobody leaves before the state is saved
-                stop.leave()
+                run.stop.leave()
 
 
 def _read_losses(run: Run, waiting: list[torch.Tensor]) -> None:
@@ -219,3 +224,14 @@ def _validation_seconds(job: Job, trainer: Trainer) -> float:
     start = time.perf_counter()
     _scores(job, trainer, job.val_ids[:1])
     return (time.perf_counter() - start) * sum(windows) / windows[0] / min(trainer.processes.world, len(windows))
+
+
+def _saving_seconds(job: Job, trainer: Trainer) -> float:
+    """What a checkpoint will take, by one without the optimizer's moments."""
+    if not trainer.processes.main:
+        return 0.0
+    start, trial = time.perf_counter(), job.checkpoint.with_stem("trial")
+    save_checkpoint(trial, trainer.network, trainer.optimizer, Progress())
+    seconds = time.perf_counter() - start
+    remove(trial)
+    return seconds * COPIES_SAVED[job.settings.optimizer.name]

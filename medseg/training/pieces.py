@@ -10,7 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core.labels import IGNORE, LabelScheme
-from medseg.inference.postprocess import Classes, Postprocessing, Rule, around, boxes_of, from_large_to_small, label_pieces
+from medseg.inference.postprocess import (
+    Classes,
+    Postprocessing,
+    Rule,
+    around,
+    beneath,
+    boxes_of,
+    from_large_to_small,
+    label_pieces,
+)
 
 LEAST_GAIN = 0.0005  # of a structure's mean Dice; less is the luck of the validation cases
 QUANTILES = (0.0, 0.05, 0.25)  # of the reference pieces' volumes; half of each is tried as the least volume
@@ -91,10 +100,13 @@ def choose_postprocessing(cases: Sequence[Mapping[str, Pieces]], labels: LabelSc
 
     A rule of a structure is taken where its mean Dice over the cases rises by at least 0.0005 and no structure's falls, as
     nnU-Net decides about the largest component (Isensee et al. 2021, Nat Methods 18:203); of several the one that helps most.
+    A region whose pieces would leave a hole in the region around it gets none: that region's Dice would change unseen.
     """
     rules: Rules = {}
     before = mean_dice(cases, labels, rules)
     for name in from_large_to_small(labels, labels.measured):
+        if around(labels, name) and beneath(labels, name) == 0:
+            continue
         best, best_dice = None, before
         for rule in _candidates(case[name] for case in cases):
             after = mean_dice(cases, labels, rules | {name: rule})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from medseg.core.errors import StageError
 from medseg.core.files import remove, remove_leftovers
 from medseg.training.checkpoint import DAMAGED, Progress, Tensors, load_checkpoint, load_weights, settle_best
+from medseg.training.distributed import Processes
 from medseg.training.diverging import LOWER_RATE, Diverged
 from medseg.training.job import Job, begin_anew
 from medseg.training.step import Trainer, fresh_scaler
@@ -31,7 +32,17 @@ def resume(job: Job, trainer: Trainer) -> Progress:
     if state.best and not best:
         processes.say(f"train {job.name}: {job.best} is missing or damaged; the best is sought among the validations to come")
     state.best = best
+    _require_one_state(processes, state)
     return state
+
+
+def _require_one_state(processes: Processes, state: Progress) -> None:
+    """Raises: StageError where the processes do not read the same checkpoints."""
+    if len(set(processes.gather((state.step, state.learning_rate_scale)))) > 1:
+        raise StageError(
+            "the processes do not see the same checkpoints; give all machines one shared `output` folder, then run the same "
+            "command again."
+        )
 
 
 def go_back(job: Job, trainer: Trainer, state: Progress, trouble: Diverged, cases: list[str]) -> tuple[Progress, str]:
@@ -56,6 +67,7 @@ def go_back(job: Job, trainer: Trainer, state: Progress, trouble: Diverged, case
     if good is None:
         begin_anew(job, trainer)
         good = Progress()
+    _require_one_state(trainer.processes, good)
     good.best, good.learning_rate_scale = state.best, LOWER_RATE  # the best weights on disk stay what they are
     trainer.scaler = fresh_scaler(trainer.scaler, trainer.device)
     place = f"step {good.step}" if good.step else "the first weights"

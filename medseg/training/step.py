@@ -54,14 +54,22 @@ class Trainer:
 
         Args:
             seed: of dropout and anything else that the network draws.
-        Raises: StageError where memory does not hold one sample.
+        Raises: StageError where memory does not hold one sample, or the patches while they are made.
         """
         set_learning_rate(self.optimizer, learning_rate)
         if self.augment is not None:
-            batch = self.augment(batch, self.device)
+            batch = self._augmented(self.augment, batch)
         while (loss := self._attempt(batch, seed)) is None:
             self._halve(len(batch[CLASSES]))
         return loss
+
+    def _augmented(self, augment: Applier, batch: Batch) -> Batch:
+        try:
+            return augment(batch, self.device)
+        except torch.OutOfMemoryError:
+            raise StageError(
+                "the GPU's memory does not hold the patches while they are made; set `training.augment_on` to cpu."
+            ) from None
 
     def _attempt(self, batch: Batch, seed: int) -> torch.Tensor | None:
         """The step's loss, or None where the device's memory did not suffice; nothing is learnt then."""
@@ -96,7 +104,7 @@ class Trainer:
         if self.processes.world > 1:  # the others wait for this one in the middle of the step
             raise StageError(
                 "the GPU's memory does not hold the share of the batch that a process has; train with more processes, or lower "
-                "`training.batch_size` and run with `--redo train`."
+                "`plan.batch_size`, then run `medseg prepare` and train with `--redo train`."
             )
         if self.pieces >= samples:
             raise StageError(

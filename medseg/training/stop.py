@@ -16,9 +16,10 @@ class Stop:
     number: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:  # asked twice: at once
+        if self.number is not None and number == signal.SIGINT:  # Ctrl-C while it stops: at once
             raise KeyboardInterrupt
-        self.number = number
+        if self.number is None:  # a cluster may send SIGTERM twice, by itself and through torchrun
+            self.number = number
 
     def leave(self) -> None:
         """Leave with this process; where only another one was asked, as after SIGTERM.

@@ -17,6 +17,7 @@ from medseg.core.errors import MedsegError, MissingExtraError, StageError
 from medseg.core.progress import say
 
 TENSORBOARD_FOLDER, MLFLOW_FILE = "tensorboard", "mlflow.db"
+FOLD_FOLDER = re.compile(r"fold_\d+")
 EXPERIMENT = "medseg"
 MOST_AT_ONCE = 100  # parameters, of MLflow
 LONGEST_VALUE = 500  # characters of a parameter, that every version of MLflow takes
@@ -66,7 +67,7 @@ def open_trackers(names: Sequence[str], folder: Path, run: str, settings: Mappin
 
     Args:
         names: among `TRACKERS`.
-        folder: of the model; TensorBoard's files go into it, MLflow's file beside it, which a run's models share.
+        folder: of the model or of its fold; TensorBoard's files go into it, MLflow's into the `train` folder above.
         run: the name of the model.
         settings: of the training, shown beside its curves.
         step: steps done already. Above 0 the run there goes on, and rows logged after that step are not counted twice.
@@ -120,7 +121,7 @@ class MLflow:
         from mlflow.tracking import MlflowClient
 
         _silence("mlflow", "alembic", "sqlalchemy")
-        path = (folder.parent / MLFLOW_FILE).resolve()
+        path = (_shared(folder) / MLFLOW_FILE).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=f"sqlite:///{path.as_posix()}")
         found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -174,6 +175,11 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
+
+
+def _shared(folder: Path) -> Path:
+    """The folder that all trainings of a run share: `train`, for `train/<model>` and for `train/<model>/fold_<k>`."""
+    return (folder.parent if FOLD_FOLDER.fullmatch(folder.name) else folder).parent
 
 
 def _metric_name(key: str) -> str:

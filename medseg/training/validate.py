@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from medseg.core.labels import LabelScheme
+from medseg.core.labels import IGNORE, LabelScheme
 from medseg.data.store import PreparedCase
 from medseg.inference.window import predict_logits, window_starts
 from medseg.metrics.overlap import confusion_matrix, counts_of, dice
+
+MOST_SCORES = 2**24  # that the loss looks at together
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Validation:
 
     Args:
         dice: mean over the structures that have one; 0 where none has.
+        loss: of whole cases, without the weight map of a boundary loss; it follows a training and chooses nothing.
     """
 
     dice: float
@@ -49,18 +52,38 @@ def score_cases(
     device: torch.device,
     dtype: torch.dtype,
 ) -> list[CaseScore]:
-    """Predict each case and compare. The network comes back in training mode."""
+    """Predict each case and compare. The network comes back in training mode.
+
+    The loss of a case of more than 2^24 scores is the mean over slabs along its longest axis, weighted by their voxels without
+    ignored ones: the memory that it takes then grows no further.
+    """
     network.eval()
     scores = []
     for case in cases:
         logits = predict_logits(network, np.array(case.image), patch, overlap, batch, (), device, dtype)
         classes = np.array(case.classes)
         matrix = confusion_matrix(classes, labels.decide(logits), labels.n_classes)
-        with torch.inference_mode():
-            value = float(loss(torch.from_numpy(logits)[None], torch.from_numpy(classes)[None]))
-        scores.append(CaseScore(measured_dice(matrix, labels), value))
+        scores.append(CaseScore(measured_dice(matrix, labels), _loss_in_slabs(loss, logits, classes)))
     network.train()
     return scores
+
+
+def _loss_in_slabs(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    logits: npt.NDArray[np.float32],
+    classes: npt.NDArray[np.uint8],
+) -> float:
+    """Args: (n_outputs, X, Y, Z) logits and (X, Y, Z) classes of a case."""
+    size = max(classes.shape)
+    axis, depth = classes.shape.index(size), max(1, MOST_SCORES * size // logits.size)
+    count = math.ceil(size / depth)
+    slabs = zip(np.array_split(logits, count, axis + 1), np.array_split(classes, count, axis), strict=True)
+    values, voxels = [], []
+    with torch.inference_mode():
+        for scores, truth in slabs:
+            values.append(float(loss(torch.from_numpy(scores)[None], torch.from_numpy(truth)[None])))
+            voxels.append(int((truth != IGNORE).sum()))
+    return math.fsum(value * (n / max(1, sum(voxels))) for value, n in zip(values, voxels, strict=True))
 
 
 def measured_dice(matrix: npt.NDArray[np.int64], labels: LabelScheme) -> list[float]:

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,30 @@ def test_a_labels_file_has_the_same_form(tmp_path: Path) -> None:
     path = tmp_path / "labels.yaml"
     path.write_text("structures: [{name: liver, id: 1, prediction_values: nonzero}]\n")
     assert load_label_scheme(path).encode(np.array([0, 9], np.uint8), "x", prediction=True).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_the_first_of_the_greatest_scores_wins_and_no_copy_of_all_is_made(n: int) -> None:
+    labels = scheme(*({"name": f"s{k}", "id": k} for k in range(1, n)))
+    scores = np.random.default_rng(0).integers(-4, 4, (n, 64, 32, 32)).astype(np.float32)  # many are equal
+    before = scores.copy()
+    tracemalloc.start()
+    decided = labels.decide(scores)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(decided, scores.argmax(0))
+    np.testing.assert_array_equal(scores, before)
+    assert peak < 4 * scores[0].nbytes
+
+
+def test_outputs_change_places_with_their_classes() -> None:
+    def swapped(*regions: list[str]) -> list[tuple[int, int]] | None:
+        structures = [{"name": name, "id": k} for k, name in enumerate(("left", "right", "cyst"), start=1)]
+        named = [{"name": "+".join(names), "structures": names} for names in regions]
+        return scheme(*structures, regions=named).swapped_outputs([(1, 2)])
+
+    assert swapped() == [(1, 2)]
+    assert swapped(["right"], ["cyst"], ["left"]) == [(0, 2)]
+    assert swapped(["left", "right"], ["cyst"]) == []
+    assert swapped(["left", "right", "cyst"], ["left"], ["right"]) == [(1, 2)]
+    assert swapped(["left", "cyst"], ["right"]) is None

@@ -100,6 +100,7 @@ def test_folds_are_stratified():
 def test_a_patients_stratum_is_that_of_its_first_case():
     cases = pool(["p0", "p0", "p1", "p2", "p3"], site=["a", "b", "a", "b", "b"])
     folds = folds_of(cases, 2, ("site",))
+    assert folds_of(cases[::-1], 2, ("site",)) == folds
     first = {"p0": "a", "p1": "a", "p2": "b", "p3": "b"}
     for fold in folds:
         assert sorted(first[u] for u in {cases[int(c[1:])].unit for c in fold.held_out}) == ["a", "b"]

@@ -118,7 +118,7 @@ def test_postprocessing_happens_on_the_scans_own_grid(tmp_path: Path, scan: Path
     assert cleaned.grid == plain.grid
 
 
-def test_regions_are_yes_or_no_and_never_swapped(tmp_path: Path, scan: Path) -> None:
+def test_regions_are_yes_or_no(tmp_path: Path, scan: Path) -> None:
     scheme = LabelScheme(
         structures=SCHEME.structures,
         regions=[Region(name="organ", structures=["liver", "tumour"]), Region(name="tumour", structures=["tumour"])],
@@ -130,14 +130,32 @@ def test_regions_are_yes_or_no_and_never_swapped(tmp_path: Path, scan: Path) -> 
         assert (predict_case(with_network(model, Always(*logits)), [scan], mirror).array == expected).all()
 
 
-def test_a_mirrored_pair_keeps_its_sides(tmp_path: Path, scan: Path) -> None:
-    class Sides(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            right = (torch.arange(x.shape[2]) >= x.shape[2] // 2).float().reshape(1, 1, -1, 1, 1).expand_as(x)
-            return torch.cat([torch.full_like(x, -1), 1 - right, right], dim=1)
+class Sides(torch.nn.Module):
+    """The first half along X is the second channel's, the other half the third's."""
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        right = (torch.arange(x.shape[2]) >= x.shape[2] // 2).float().reshape(1, 1, -1, 1, 1).expand_as(x)
+        return torch.cat([torch.full_like(x, -1), 2 - 3 * right, 3 * right - 1], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("regions", "axes"),
+    [
+        ([], (0,)),
+        ([["liver", "tumour"], ["liver"], ["tumour"]], (0,)),  # the sides change places, their union keeps its own
+        ([["liver", "tumour"], ["liver"]], ()),  # what the one side becomes is no region
+    ],
+)
+def test_a_mirrored_pair_keeps_its_sides(tmp_path: Path, scan: Path, regions: list[list[str]], axes: tuple[int, ...]) -> None:
     mirror = EngineConfig(device="cpu", mirror=True)
-    model = with_network(loaded(tmp_path, flips=[0], swaps=[(1, 2)], patch_voxels=(24, 24, 16), spacing=None), Sides())
+    named = [Region(name=" and ".join(names), structures=names, written_as=names[0]) for names in regions]
+    scheme = LabelScheme(structures=SCHEME.structures, regions=named)
+    pair = {"flips": [0], "swaps": [(1, 2)], "patch_voxels": (24, 24, 16), "spacing": None}
+    model = loaded(tmp_path, scheme=scheme, **pair)
+    assert mirror_axes(model.bundle, mirror) == axes
+    if len(regions) == 2:
+        return
+    model = with_network(model, Sides())
     plain = predict_case(model, [scan], CPU).array
     assert set(np.unique(plain)) == {1, 2}
     np.testing.assert_array_equal(predict_case(model, [scan], mirror).array, plain)

@@ -375,3 +375,10 @@ def test_sums_over_processes_give_the_loss_of_the_global_batch(pair, labels, nam
     distributed = loss(logits[:1], classes[:1])
     monkeypatch.undo()
     torch.testing.assert_close(distributed, loss(logits, classes))
+
+
+def test_focal_with_a_root_has_a_gradient_where_all_is_certain():
+    logits = torch.tensor([0.0, 50.0]).view(1, 2, 1, 1, 1).repeat(1, 1, 2, 1, 1)
+    classes = torch.ones(1, 2, 1, 1, dtype=torch.uint8)
+    loss = build_loss("dice_focal", {"dice_weight": 0, "gamma": 0.5}, labels_of(1))
+    assert torch.isfinite(with_gradient(loss, logits, classes)[1]).all()

@@ -67,6 +67,12 @@ def test_operations_of_one_convolution_are_those_of_the_formula():
     assert cost.parameters == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.parametrize("patch", [(8, 8, 1), (8, 8, 8)])
+def test_a_network_that_ends_in_one_voxel_is_counted(patch):
+    """Its batch norm has something to train with in a batch of two."""
+    assert step_cost("fcn8s", {"width": 0.125}, in_channels=1, n_outputs=2, patch_voxels=patch).patch_bytes > 0
+
+
 def test_memory_grows_with_the_batch_and_the_patch():
     small, large = (step_cost("unet", {"features": [4, 8]}, in_channels=1, n_outputs=2, patch_voxels=(n, n, n)) for n in (16, 32))
     assert large.patch_bytes == pytest.approx(8 * small.patch_bytes, rel=0.01)

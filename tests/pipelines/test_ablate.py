@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -107,12 +109,40 @@ def test_a_second_time_nothing_is_trained(study: Path, capsys: pytest.CaptureFix
 def test_a_failing_cell_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_config(tmp_path, write_volume_set(tmp_path, {"train": 2, "val": 1, "test": 1}), **SETTINGS)
     changes = ["training.steps_per_epoch=1", "models={unet: {features: [4, 8]}}"]
-    assert ablate(path, ["training.loss=no_such_loss,dice"], changes) == 1
+    assert ablate(path, ["training.loss=no_such_loss,dice,ce"], changes) == 1
     table = pd.read_csv(tmp_path / "run/ablate/ablate.csv")
-    assert table.setting.unique().tolist() == ["loss=dice"] and table.difference.isna().all()
+    assert table.setting.unique().tolist() == ["loss=dice", "loss=ce"]
+    assert table.difference.isna().all()  # the first setting is the baseline, and no other in its place
     heard = capsys.readouterr().err
     assert "ablate: loss=no_such_loss failed" in heard
-    assert "loss=no_such_loss" in (tmp_path / "run/ablate/report.html").read_text()
+    sentence = "No differences are given, for the first setting, loss=no_such_loss, failed."
+    assert f"ablate: {sentence}" in heard and sentence in (tmp_path / "run/ablate/report.html").read_text()
+
+
+def test_sharing_prepared_cases_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a kill left passes for whole, and the next call goes on."""
+    path = write_config(tmp_path, write_volume_set(tmp_path, {"train": 2, "val": 1}), **SETTINGS)
+    first, second = make_cells(path, [("training.loss", ["dice", "ce"])], [], tmp_path / "ablate")
+    prepare.run(first.config)
+    source, target = (cell.config.folder("prepare") for cell in (first, second))
+    link = os.link
+    for most in (2, 3, 5):
+        left = iter(range(most))
+
+        def killed(path: Path, place: Path, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            link(path, place)
+
+        monkeypatch.setattr(os, "link", killed)
+        with pytest.raises(KeyboardInterrupt):
+            module._share_prepared(second, [first])
+        assert all(len(list(marker.parent.iterdir())) == 4 for marker in target.glob("cases/*/case.json"))
+        assert not (target / "stage.json").exists()
+    monkeypatch.setattr(os, "link", link)
+    module._share_prepared(second, [first])
+    files = {p.relative_to(source): p.read_bytes() for p in source.rglob("*") if p.is_file()}
+    assert {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()} == files
 
 
 def test_a_fault_in_one_cell_is_named(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +191,7 @@ def test_what_cannot_be_varied(text: str, said: str) -> None:
 def test_names_are_short_and_can_be_folders(tmp_path: Path) -> None:
     keys = ["training.augmentation.elastic.probability", "training.loss", "seed"]
     assert list(short_keys(keys).values()) == ["elastic.probability", "loss", "seed"]
-    keys = ["plan.batch_size", "training.batch_size"]
+    keys = ["plan.workers", "training.workers"]
     assert short_keys(keys) == {key: key for key in keys}
     assert cell_name({"unet.features": [8, 16], "a.b": "x/../y"}) == "unet.features=_8_16,a.b=x_.._y"
     long = [cell_name({"k": "x" * 200 + end}) for end in "ab"]

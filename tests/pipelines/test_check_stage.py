@@ -10,6 +10,7 @@ import pandas as pd
 import phantoms
 import pytest
 import yaml
+from tiny_models import write_tiny_model
 
 from medseg.core.errors import ConfigError, MedsegError
 from pipelines.check import MOST_ROWS_SHOWN, check, rendered, report_table, run
@@ -100,7 +101,6 @@ def test_everything_wrong_is_listed_in_one_pass(tmp_path: Path, capfd: pytest.Ca
     ("changes", "said", "cure"),
     [
         ({"training": {"epochs": 1, "budget_minutes": 2}}, "contradict", ""),
-        ({"training": {"epochs": 1, "batch_size": 4}, "plan": {"batch_size": 2}}, "`plan.batch_size` is 2", "keep one"),
         ({"report": {"channel": "t1"}}, "`channel: t1`", "image"),
         ({"training": {"epochs": 1, "loss": "mse"}}, "no loss `mse`", "dice_ce"),
         ({"training": {"epochs": 1, "loss_options": {"gama": 2}}}, "unknown key `gama`", ""),
@@ -115,6 +115,7 @@ def test_everything_wrong_is_listed_in_one_pass(tmp_path: Path, capfd: pytest.Ca
             "`large` is paired_with `small`",
             "pair them",
         ),
+        ({"structures": [STRUCTURES[0] | {"paired_with": "large"}, STRUCTURES[1]]}, "`large` is paired_with itself", "or none"),
         ({"structures": [{"name": "a", "id": 1, "values": [1]}, {"name": "b", "id": 2, "values": [1]}]}, "another structure", ""),
     ],
 )
@@ -123,6 +124,17 @@ def test_a_contradictory_configuration_is_named(manifest: Path, changes: dict[st
     assert check(config) == 2
     rows = report(manifest.parent).query("severity == 'error' and case_id == ''")
     assert any(said in row.problem and cure in row.what_to_do for row in rows.itertuples()), rows.to_string()
+
+
+def test_a_start_for_other_channels_is_named(manifest: Path) -> None:
+    model = write_tiny_model(manifest.parent / "start.medseg")
+    training = {"epochs": 1, "init_from": str(model)}
+    config = phantoms.write_config(manifest.parent, manifest, **settings(training=training))
+    assert check(config) == 0
+    write_tiny_model(model, n_channels=2, channels=["t1", "t2"])
+    assert check(config) == 2
+    (row,) = report(manifest.parent).query("severity == 'error'").itertuples()
+    assert "`init_from` is a model for 2 channels (t1, t2) and these scans have 1" in row.problem
 
 
 def test_a_unit_that_is_not_the_patients_of_the_manifest_is_named(manifest: Path) -> None:

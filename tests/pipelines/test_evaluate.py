@@ -16,6 +16,7 @@ from phantoms import LPS_AFFINE, write_config, write_volume_set
 from PIL import Image
 
 from medseg.core.errors import ConfigError, StageError
+from medseg.core.files import file_sha256
 from pipelines import cli
 from pipelines.config import RunConfig
 from pipelines.evaluate import COMPARISON_FILES, TABLES, evaluate_folders, run
@@ -148,6 +149,21 @@ def test_a_stale_file_of_a_failed_case_is_not_measured(config):
 def test_a_run_that_has_not_predicted(config):
     with pytest.raises(StageError, match=r"no predictions of `unet`; run `medseg predict` first"):
         run(config)
+
+
+def test_predictions_of_a_model_that_was_replaced_are_refused(config):
+    one = RunConfig(config.path, {**config.settings, "models": ["unet"]})
+    _predict(one, "unet")
+    place = one.folder("predict", "unet", "predictions.csv")
+    table = pd.read_csv(place, keep_default_na=False)
+    model = one.folder("train", "unet", "model.medseg")
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"trained")
+    table.assign(model_sha256=file_sha256(model)).to_csv(place, index=False)
+    assert run(one) == 0
+    model.write_bytes(b"trained anew")
+    with pytest.raises(StageError, match=r"predictions\.csv was made by another model than .*; run `medseg predict` first"):
+        run(one)
 
 
 def test_other_splits(config):

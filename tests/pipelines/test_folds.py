@@ -14,6 +14,7 @@ from medseg.core.errors import ConfigError, StageError
 from medseg.inference.bundle import read_bundle
 from medseg.io.formats import read_labels
 from medseg.training import loop
+from medseg.training.config import TrainingConfig
 from pipelines import evaluate, predict, prepare, report, train
 from pipelines.check import check
 from pipelines.config import RunConfig
@@ -90,6 +91,12 @@ def test_the_ensemble_holds_both_networks(crossed: Path) -> None:
     assert len(whole.weights) == 2 and whole.description.model == "unet"
     for weights, part in zip(whole.weights, parts, strict=True):
         assert all((weights[key] == part.weights[0][key]).all() for key in weights)
+    voxels = [bundle.description.plan.class_voxels for bundle in (whole, *parts)]
+    for counted, number in zip(voxels[1:], (0, 1), strict=True):  # in the fold's own training cases
+        cases = json.loads((place / f"fold_{number}" / "inputs.json").read_text())["cases"]
+        records = [place.parents[1] / f"prepare/fingerprints/{c}.json" for c, (split, _) in cases.items() if split == "train"]
+        each = [json.loads(path.read_text())["fingerprint"]["class_voxels"] for path in records]
+        assert counted == [sum(values) for values in zip(*each, strict=True)] and 0 < counted[0] < voxels[0][0]
     assert whole.temperatures == [part.temperatures[0] for part in parts]
     assert len(whole.networks()) == 2
     assert "2-fold cross-validation" in whole.card
@@ -166,8 +173,23 @@ def test_folds_that_changed_after_training_are_refused(load) -> None:
         predict.run(load("seed=5"))
     with pytest.raises(StageError, match=r"finished training made from other inputs \(.*changed\)"):
         train.run(load("seed=5"))
+    with_splits = load("folds=null", "data.stratify_by=[]")
+    with pytest.raises(StageError, match=r"cases.val00, cases.val01 changed since the cases were prepared"):
+        train.run(with_splits)
+    prepare.run(with_splits)
     with pytest.raises(StageError, match="holds a finished training made from other inputs"):
-        train.run(load("folds=null", "data.stratify_by=[]"))
+        train.run(with_splits)
+
+
+def test_the_order_of_the_rows_changes_nothing(load, crossed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "manifest.csv"
+    pd.read_csv(crossed.parent / "manifest.csv").iloc[::-1].to_csv(manifest, index=False)
+    config, turned = load(), load(f"data.manifest={manifest}")
+    assert turned.cross_validation(turned.manifest()) == config.cross_validation(config.manifest())
+    job, same = (
+        train._job(c, c.manifest(), "unet", c.section("training", TrainingConfig), prepare.plan_of(c)) for c in (config, turned)
+    )
+    assert job.train_ids == same.train_ids == POOL
 
 
 def test_a_training_without_folds_is_not_overwritten(load) -> None:

@@ -208,7 +208,7 @@ def test_sigterm_saves_and_the_rerun_ends_the_same(half, undisturbed, tmp_path):
     assert finish(half.copy(tmp_path / "run")) == undisturbed
 
 
-def test_a_deleted_prepared_file_names_its_case(half, tmp_path):
+def test_a_deleted_prepared_file_names_its_case_and_prepare_stores_it_again(half, undisturbed, tmp_path):
     run = half.copy(tmp_path / "run")
     image = run.output / "prepare" / "cases" / "train02" / "image.npy"
     image.unlink()
@@ -217,6 +217,8 @@ def test_a_deleted_prepared_file_names_its_case(half, tmp_path):
     assert training.end() == 2
     assert len(training.text.splitlines()) == 1 and "train02: the prepared case is missing or damaged" in training.text
     assert "`medseg prepare`" in training.text and hashes(run.folder) == before
+    assert prepare.run(RunConfig.load(run.config, [f"output={run.output}"])) == 0
+    assert finish(run) == undisturbed
 
 
 def test_a_manifest_that_changed_between_runs_is_refused(half, tmp_path):
@@ -231,7 +233,7 @@ def test_a_manifest_that_changed_between_runs_is_refused(half, tmp_path):
     training = run.train()
     assert training.end() == 2
     (sentence,) = training.text.splitlines()
-    assert sentence.startswith("StageError: ") and "half-done training made from other inputs (cases.train03 changed)" in sentence
+    assert sentence.startswith("StageError: ") and "cases.train03 changed since the cases were prepared" in sentence
     assert hashes(run.output) == before
 
 

@@ -12,6 +12,7 @@ from phantoms import write_config, write_volume_set
 from tiny_models import write_tiny_model
 
 from medseg.core.errors import ConfigError, ModelFileError, StageError
+from medseg.core.files import write_json
 from medseg.core.labels import LabelScheme, Structure
 from medseg.io.formats import read_grid, read_labels
 from pipelines.config import RunConfig
@@ -134,6 +135,22 @@ def test_what_cannot_be_predicted(config: RunConfig) -> None:
     config.settings["predict"] = {"overlapp": 0.5}
     with pytest.raises(ConfigError, match=r"predict: unknown key `overlapp`"):
         run(config)
+
+
+def test_a_test_case_that_the_model_has_seen_is_refused(config: RunConfig) -> None:
+    """Without folds too, and for the model of all folds; other splits may be predicted on purpose."""
+    for model, folder in (("unet", "unet"), ("fcn8s", "fcn8s/fold_1")):
+        record = config.folder("train", folder) / "stage.json"
+        write_json(record, {"inputs": {"cases": {"train00": [], "test01": []}}})
+        if folder != model:
+            write_json(config.folder("train", model) / "stage.json", {"inputs": {"folds": ["a", "b"]}})
+        with pytest.raises(StageError, match=r"has seen 1 of the test cases \(such as test01\): the splits have changed"):
+            run(config)
+        config.settings["predict"]["split"] = ["train"]
+        assert run(config) == 0
+        config.settings["predict"]["split"] = ["test"]
+        record.unlink()
+    assert run(config) == 0
 
 
 def test_channels_in_another_order_are_refused(config: RunConfig, tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def test_an_edited_plan_is_kept(config: RunConfig, capsys: pytest.CaptureFixture
     before, folder = plan_of(config), config.folder("prepare")
     shape = PreparedStore(folder / "cases").open("train00").classes.shape
     edit(config, "batch_size", value=3)
-    assert plan_of(config).batch_size == 3  # the cases are as they were
+    with pytest.raises(StageError, match=r"plan.json was edited after the cases were prepared; run `medseg prepare` first\."):
+        plan_of(config)
     edit(config, "preprocessing", "spacing", value=[2, 3, 4])
     with pytest.raises(StageError, match=r"plan.json was edited after the cases were prepared; run `medseg prepare` first\."):
         plan_of(config)
@@ -143,6 +144,62 @@ def test_an_edited_plan_is_kept(config: RunConfig, capsys: pytest.CaptureFixture
     assert stored == tuple(n // 2 for n in shape)
     assert prepare.run(config) == 0
     assert "prepare: unchanged, skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "named"),
+    [
+        ("structures", [{"name": "liver", "id": 1}, {"name": "small", "id": 2}], "labels.structures"),
+        ("plan", {"spacing_mm": [2, 2, 2]}, "plan.spacing_mm, plan.memory_gb"),
+        ("models", {"unet": {"features": [4, 8]}}, "models.unet.options.features"),
+        ("training", {"epochs": 1}, "training"),
+    ],
+)
+def test_a_configuration_that_changed_since_is_named(config: RunConfig, section: str, value: object, named: str) -> None:
+    prepare.run(config)
+    changed = RunConfig(config.path, config.settings | {section: value})
+    with pytest.raises(StageError, match=rf": {named} changed since the cases were prepared; run `medseg prepare` first"):
+        plan_of(changed)
+    prepare.run(changed)
+    assert plan_of(changed)
+
+
+def test_another_split_and_another_start_are_named_without_reading_a_scan(config: RunConfig, tmp_path: Path) -> None:
+    start = write_tiny_model(tmp_path / "start.medseg", spacing=(2.0, 2.0, 2.0))
+    config.settings["training"] = {"epochs": 1, "init_from": str(start)}
+    prepare.run(config)
+    for image in tmp_path.glob("images/*"):
+        image.write_bytes(b"another")
+    assert plan_of(config)
+    manifest = tmp_path / "manifest.csv"
+    rows = manifest.read_text()
+    manifest.write_text(rows.replace(",train,", ",val,", 1))
+    with pytest.raises(StageError, match=r": cases.train00 changed since the cases were prepared"):
+        plan_of(config)
+    manifest.write_text(rows)
+    write_tiny_model(start, seed=1)
+    with pytest.raises(StageError, match=r": training.init_from changed since the cases were prepared"):
+        plan_of(config)
+
+
+def test_what_is_missing_or_damaged_is_made_again(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.run(config)
+    folder = config.folder("prepare")
+    made = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    image, label = (folder / "cases/train01" / name for name in ("image.npy", "classes.npy"))
+    image.write_bytes(made[image][:-1])
+    label.unlink()
+    for name in ("fingerprint.json", "fingerprints/train00.json", "cases/val00/foreground.npz"):
+        (folder / name).write_bytes(b"{")
+    capsys.readouterr()
+    assert prepare.run(config) == 0
+    assert "prepare: unchanged, but 2 stored cases were damaged" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == made
+    before = image.stat().st_mtime_ns
+    prepare.run(config)
+    assert image.stat().st_mtime_ns == before
+    prepare.run(config, redo=True)
+    assert image.stat().st_mtime_ns > before and image.read_bytes() == made[image]
 
 
 def test_an_edit_outlives_a_kill_while_the_cases_are_stored(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

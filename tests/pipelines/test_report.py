@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from reporting.phantom_run import write_picture_run
 
 from medseg.core.errors import ConfigError, StageError
+from medseg.core.files import file_sha256
 from medseg.core.record import read_record
 from pipelines import cli
 from pipelines.config import RunConfig
@@ -98,6 +102,59 @@ def test_without_any_evaluation_it_says_what_to_run(quick, tmp_path):
     with pytest.raises(StageError, match="run `medseg evaluate` first"):
         run(quick(f"output={tmp_path}"))
     assert not (tmp_path / "report").exists()
+
+
+def test_figures_of_one_training_never_stand_beside_another(quick, config_path, tmp_path):
+    """After `train --redo` without predict, or predict without evaluate, there is no report."""
+    shutil.copytree(quick().output, tmp_path / "run")
+    config = quick(f"output={tmp_path / 'run'}")
+    model = config.folder("train", "unet", "model.medseg")
+    record, table = config.folder("evaluate", "unet", "stage.json"), config.folder("predict", "unet", "predictions.csv")
+    trained, measured = model.read_bytes(), json.loads(record.read_text())
+    measured["inputs"]["predictions_csv"] = file_sha256(table)
+    record.write_text(json.dumps(measured))
+    assert run(config, redo=True) == 0
+    model.write_bytes(b"another")
+    with pytest.raises(StageError, match=r"was made by another model than .*unet holds now; run `medseg predict` first"):
+        run(config, redo=True)
+    model.unlink()
+    with pytest.raises(StageError, match=r"holds no finished training; run `medseg train`, then `medseg predict`"):
+        run(config, redo=True)
+    (model.parent / "fold_0").mkdir()
+    (model.parent / "fold_0" / "model.medseg").write_bytes(trained)
+    assert run(config, redo=True) == 0
+    table.write_text(table.read_text().replace("1.5", "1.6"))  # predicted again
+    with pytest.raises(StageError, match=r"is of other predictions than .*; run `medseg evaluate` first"):
+        run(config, redo=True)
+    table.unlink()  # a prediction under way
+    with pytest.raises(StageError, match=r"is of other predictions than .*; run `medseg predict` first"):
+        run(config, redo=True)
+    shutil.rmtree(config.folder("train"))
+    assert run(config, redo=True) == 0
+
+
+def test_the_schedules_of_folds_are_summed_up(quick, tmp_path):
+    shutil.copytree(quick().output, tmp_path / "run")
+    place = tmp_path / "run" / "train" / "unet"
+    log, schedule = pd.read_csv(place / "log.csv"), json.loads((place / "schedule.json").read_text())
+    for number, steps in enumerate((600, 550)):
+        (place / f"fold_{number}").mkdir()
+        log[: steps // 10].to_csv(place / f"fold_{number}" / "log.csv", index=False)
+        written = schedule | {"steps": steps, "precision": ("bfloat16", "float32")[number]}
+        (place / f"fold_{number}" / "schedule.json").write_text(json.dumps(written))
+    (place / "schedule.json").unlink()
+    config = quick(f"output={tmp_path / 'run'}")
+
+    def row():
+        run(config)
+        page = config.folder("report", "report.html").read_text(encoding="utf-8")
+        return [
+            re.sub("<[^>]*>", "", text) for text in re.findall(r"<td.*?</td>", page) if " folds of " in text or "cpu " in text
+        ]
+
+    assert row()[:2] == ["2 folds of 550 to 600", "cpu bfloat16, cpu float32"]
+    (place / "fold_1" / "schedule.json").write_text(json.dumps(schedule))
+    assert row()[:2] == ["2 folds of 600", "cpu bfloat16"]
 
 
 def test_an_unknown_channel_is_named(quick):

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from phantoms import write_config, write_volume_set
 
-from medseg.core.errors import ConfigError, StageError
+from medseg.core.errors import ConfigError, ModelFileError, StageError
+from medseg.core.record import differences
 from medseg.inference.bundle import read_bundle, write_bundle
 from medseg.training import loop
 from pipelines import prepare
 from pipelines.config import RunConfig
-from pipelines.train import differences, run
+from pipelines.train import run
 
 SETTINGS = {
     "structures": [{"name": "large", "id": 1}, {"name": "small", "id": 2}],
@@ -71,7 +72,9 @@ def test_each_model_gets_its_file(load):
 
 def test_what_is_trained_is_skipped_and_a_new_model_disturbs_no_other(load, capsys):
     config = load("models={unet: {features: [4, 8]}}")
+    prepare.run(config)
     run(config)
+    prepare.run(load())
     before = {p: p.stat().st_mtime_ns for p in config.folder("train").rglob("*") if p.is_file()}
     capsys.readouterr()
     assert run(load()) == 0
@@ -87,22 +90,26 @@ def test_what_is_trained_is_skipped_and_a_new_model_disturbs_no_other(load, caps
         ("training.optimizer.learning_rate=0.5", "training.optimizer.learning_rate"),
         ("seed=7", "seed"),
         ("models.unet.features=[4, 4]", "model.options.features"),
-        ("structures=[{name: liver, id: 1}, {name: small, id: 2}]", "labels.structures"),
+        ("structures=[{name: liver, id: 1}, {name: small, id: 2}]", "labels.structures, .*"),
     ],
 )
 def test_other_inputs_are_refused_by_name(load, assignment, named):
     config = load("models={unet: {features: [4, 8]}}")
+    prepare.run(config)
     run(config)
     model = config.folder("train", "unet") / "model.medseg"
     before = model.read_bytes()
+    changed = load("models={unet: {features: [4, 8]}}", assignment)
+    prepare.run(changed)
     with pytest.raises(StageError, match=rf"finished training made from other inputs \({named} changed\); .*--redo train"):
-        run(load("models={unet: {features: [4, 8]}}", assignment))
+        run(changed)
     assert model.read_bytes() == before
 
 
 def test_a_half_done_training_goes_on_or_is_refused(load, monkeypatch):
     one = "models={unet: {features: [4, 8]}}"
     whole = load(one)
+    prepare.run(whole)
     run(whole)
     expected = read_bundle(whole.folder("train", "unet") / "model.medseg").weights[0]
     run(load(one), redo=True)  # the same again, from the start
@@ -151,6 +158,7 @@ def test_torchrun_starts_the_stage_as_a_module(load):
     """Two processes train one model; one of them writes, and what is finished is skipped by both."""
     config = load("models={unet: {features: [4, 8]}}", "training.workers=0")
     config.save()
+    prepare.run(config)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines.train"]
     root = Path(__file__).resolve().parents[2]
     for heard in ("best validation Dice", "train unet: unchanged, skipped"):
@@ -159,22 +167,29 @@ def test_torchrun_starts_the_stage_as_a_module(load):
         assert done.stderr.count(heard) == 1
     assert json.loads((config.folder("train", "unet") / "stage.json").read_text())["counts"]["steps"] == 4
     assert run(config) == 0
+    (config.folder("train", "unet") / "inputs.json").write_text("{}")
+    done = subprocess.run([*command, str(config.folder("config.yaml"))], cwd=root, capture_output=True, text=True)
+    assert done.returncode and done.stderr.count("holds a finished training made from other inputs") == 1
 
 
 def test_another_file_to_start_from_is_another_training(load, tmp_path):
     """The weights that a training starts with count by their content, not by the name of their file."""
     one = "models={unet: {features: [4, 8]}}"
     config = load(one)
+    prepare.run(config)
     run(config)
     start = tmp_path / "start.medseg"
     start.write_bytes((config.folder("train", "unet") / "model.medseg").read_bytes())
-    run(load(one, f"training.init_from={start}"), redo=True)
+    begun = load(one, f"training.init_from={start}")
+    prepare.run(begun)
+    run(begun, redo=True)
     bundle = read_bundle(config.folder("train", "unet") / "model.medseg")
     assert bundle.description.started_from.model == "unet"
     moved = start.rename(tmp_path / "moved.medseg")
     assert run(load(one, f"training.init_from={moved}")) == 0
     write_bundle(moved, bundle)
+    prepare.run(load(one, f"training.init_from={moved}"))
     with pytest.raises(StageError, match="init_from_sha256 changed"):
         run(load(one, f"training.init_from={moved}"))
-    with pytest.raises(StageError, match=r"training.init_from: .*none.medseg cannot be read"):
+    with pytest.raises(ModelFileError, match=r"none.medseg"):
         run(load(one, f"training.init_from={tmp_path / 'none.medseg'}"))

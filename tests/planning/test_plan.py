@@ -91,6 +91,7 @@ def test_skull_stripped_scans_are_cropped_and_normalised_inside():
         (("LeftLung",), [1, 2]),
         (("kidney_L", "kidney_R"), [1, 2]),
         (("leftkidney",), [1, 2]),
+        (("vertebra_L3", "r2"), [0, 1, 2]),
     ],
 )
 def test_an_axis_whose_ends_have_names_is_not_mirrored(names, flips):
@@ -239,6 +240,32 @@ def test_memory_narrows_a_network_whose_patch_and_batch_are_stated():
     assert "although it does not fit" in none.reasons["models.unet"]
 
 
+BOTH = UNET | {"fcn8s": {"architecture": "fcn8s", "options": {"depth": 11}}}
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_networks_become_narrower_before_the_patch_shrinks_further(device):
+    pictures = [case(shape=(512, 512, 1), physical=False)] * 30
+    made = plan(pictures, granted=Granted(device=device, memory_gb=2), models=BOTH)
+    assert made.patch_voxels == (248, 248, 1)
+    assert 0.25 < made.models["fcn8s"]["options"]["width"] < 1 and "the widest that fits" in made.reasons["models.fcn8s"]
+    assert "at most 65536 voxels" in made.reasons["patch_voxels"] and "fit into 2 GB" in made.reasons["patch_voxels"]
+    less = plan(pictures, granted=Granted(device=device, memory_gb=0.22), models=BOTH)
+    assert max(less.patch_voxels) < 248 and less.batch_size == 2
+    assert (
+        less.models["fcn8s"]["options"]["width"] == 0.25 and "fit into 0.22 GB with the narrowest" in less.reasons["patch_voxels"]
+    )
+    none = plan(pictures, granted=Granted(device=device, memory_gb=0.1), models=BOTH)
+    assert none.patch_voxels == (8, 8, 1)
+    assert "even the narrowest do not fit into 0.1 GB" in none.reasons["patch_voxels"]
+
+
+def test_a_patch_is_not_made_too_small_for_the_stated_stages():
+    stated = {"unet": {"architecture": "unet", "options": {"features": [32, 64, 128, 256, 512, 512]}}}
+    made = plan([case(shape=(512, 512, 1))], granted=Granted(memory_gb=0.3), models=stated)
+    assert 64 < made.patch_voxels[0] < 248 and "do not fit into 0.3 GB" in made.reasons["patch_voxels"]
+
+
 def test_stated_sizes_of_networks_win():
     models = {
         "unet": {"architecture": "unet", "options": {"features": [5, 10]}},
@@ -254,7 +281,7 @@ def test_stated_sizes_of_networks_win():
 
 def test_every_value_has_a_reason_and_the_same_data_give_the_same_plan():
     made = plan([case()], granted=Granted(minutes=10, cores=2), models=UNET)
-    assert set(made.reasons) == set(values_of(made)) - {"physical", "n_channels"} | {"dimensions"}
+    assert set(made.reasons) == set(values_of(made)) - {"physical", "n_channels", "reasons"} | {"dimensions"}
     assert all(made.reasons.values())
     assert made == plan([case()], granted=Granted(minutes=10, cores=2), models=UNET)
 
@@ -282,9 +309,22 @@ def test_fine_tuning_takes_over_what_its_weights_were_made_for():
     assert mixed.reasons["spacing"] == mixed.reasons["patch_voxels"] == "stated in the configuration"
 
 
+def test_fine_tuning_keeps_what_the_configuration_states():
+    model = {"architecture": "unet", "options": {"dropout": 0.2, "convs_per_stage": 3}}
+    start = start_plan(models={"big": {"architecture": "unet", "options": {"features": [6, 12], "dropout": 0.1}}})
+    asked = {"unet": {"architecture": "unet", "options": {"dropout": 0.3, "features": None, "convs_per_stage": 2}}}
+    options = plan([case()], models=asked, start=start).models["unet"]["options"]
+    assert (options["features"], options["dropout"]) == ([6, 12], 0.3)
+    made = plan([case()], models=asked, start=start_plan(models={"big": model | {"options": {"convs_per_stage": 3}}}))
+    assert made.models["unet"]["options"]["convs_per_stage"] == 3
+    assert "(dropout stated in the configuration)" in made.reasons["models.unet"]
+
+
 def test_fine_tuning_needs_scans_of_the_same_kind():
     with pytest.raises(ConfigError, match=r"`init_from` is a model for 2 channels \(image\) and these scans have 1"):
         plan([case()], start=start_plan(n_channels=2))
+    with pytest.raises(ConfigError, match=r"`init_from` takes the channels t1 and the manifest has image; order and name"):
+        plan([case()], start=start_plan(channels=["t1"]))
     with pytest.raises(ConfigError, match="for scans in mm and these state no physical size"):
         plan([case(physical=False)], start=start_plan())
 
@@ -301,7 +341,7 @@ def test_an_edited_plan_is_looked_at():
     plan_, changed = edit(batch_size=7, flips=[1])
     assert changed == ["batch_size", "flips"]
     assert plan_.reasons == made.reasons | dict.fromkeys(changed, "edited by hand")
-    assert edit()[1] == []
+    assert edit(reasons=plan_.reasons)[0] == made  # put back
     bad = [
         ({"class_voxels": [1, 2]}, "`class_voxels` follows from the data"),
         ({"swaps": [[1, 2]]}, "`swaps` holds"),
@@ -320,11 +360,21 @@ def test_an_edited_plan_is_looked_at():
             edit(**changes)
 
 
+def test_a_stated_spacing_of_pictures_outlives_an_edit():
+    made = plan([case(shape=(64, 64, 1), physical=False)], spacing_mm=(2, 2, 1))
+    edited = made.model_copy(update={"batch_size": 7})
+    assert edited_plan(edited, values_of(made), 2, "plan.json")[1] == ["batch_size"]
+    other = made.preprocessing.model_copy(update={"spacing": (3.0, 3.0, 1.0)})
+    with pytest.raises(ConfigError, match="`spacing` is stated and the files have no physical size"):
+        edited_plan(made.model_copy(update={"preprocessing": other}), values_of(made), 2, "plan.json")
+
+
 def test_the_machine_grants_a_share_of_its_memory(monkeypatch):
     monkeypatch.setattr("medseg.planning.machine.torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(
         "medseg.planning.machine.os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2_000_000}[name]
     )
+    monkeypatch.setattr("medseg.planning.machine.CGROUP_LIMITS", ())
     here = granted_here(None, "auto", 5)
     assert (here.device, here.memory_gb, here.minutes, here.reason) == ("cpu", 4.1, 5, "50% of the machine's")
     assert granted_here(3, "cpu", None).memory_gb == 3
@@ -347,5 +397,20 @@ def test_the_machine_grants_a_share_of_its_memory(monkeypatch):
 def test_a_processor_with_amx_is_taken_to_be_faster(monkeypatch):
     monkeypatch.setattr("medseg.planning.machine.torch.cpu._is_amx_tile_supported", lambda: True)
     assert granted_here(1, "cpu", None).core_gflops == 150
+    assert granted_here(1, "cpu", None, "bfloat16").core_gflops == 150
+    assert granted_here(1, "cpu", None, "float32").core_gflops == 40
     monkeypatch.setattr("medseg.planning.machine.torch.cpu._is_amx_tile_supported", lambda: False)
     assert granted_here(1, "cpu", None).core_gflops == 40
+
+
+def test_a_job_that_may_not_use_the_whole_machine_is_granted_less(monkeypatch, tmp_path):
+    monkeypatch.setattr("medseg.planning.machine.os.sched_getaffinity", lambda _: {0, 5, 6}, raising=False)
+    files = (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
+    monkeypatch.setattr("medseg.planning.machine.CGROUP_LIMITS", files)
+    free = granted_here(None, "cpu", None)
+    assert free.cores == 3 and "machine's" in free.reason
+    files[0].write_text("max\n")
+    assert granted_here(None, "cpu", None) == free
+    files[1].write_text("2000000000\n")
+    here = granted_here(None, "cpu", None)
+    assert (here.memory_gb, here.reason) == (1, "50% of what its control group (cgroup) may use")

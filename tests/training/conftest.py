@@ -39,14 +39,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PreparedStore:
 def make_job(store: PreparedStore, tmp_path: Path):
     """Jobs on the five cases: `make_job("a", epochs=2, ...)` trains in the folder a."""
 
-    def make(folder: str = "run", architecture: str = "unet", options: dict | None = None, seed: int = 0, **settings) -> Job:
+    def make(folder="run", architecture="unet", options=None, seed=0, batch_size=2, **settings) -> Job:
         defaults = {"steps_per_epoch": 3, "device": "cpu"} | ({} if "budget_minutes" in settings else {"epochs": 2})
         return Job(
             name=architecture,
             architecture=architecture,
             options={"features": [4, 8]} if options is None else options,
             settings=TrainingConfig(**(defaults | settings)),
-            plan=tiny_plan(patch_voxels=(16, 16, 8)),
+            plan=tiny_plan(patch_voxels=(16, 16, 8), batch_size=batch_size),
             labels=SCHEME,
             store=store,
             train_ids=["c0", "c1", "c2"],

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from datetime import timedelta
 
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from torch import multiprocessing, nn
 
-from medseg.core.errors import ConfigError
+from medseg.core.errors import ConfigError, StageError
 from medseg.training import distributed, loop
 from medseg.training.checkpoint import load_weights
 from medseg.training.distributed import ALONE, Processes, own_cores, processes
@@ -94,6 +96,22 @@ def agree(job, team: Processes) -> None:
     network.running_mean.fill_(team.rank + 1.0)
     team.share_buffers(network)
     assert network.running_mean.tolist() == [1.0, 1.0]
+
+
+def refuse(job, team: Processes) -> None:
+    done: list[int] = []
+    team.on_main(done.append, team.rank)
+    assert done == ([0] if team.main else [])
+
+    def no() -> None:
+        raise StageError("not in this folder.")
+
+    team.on_main(no)
+    raise AssertionError("nobody goes on")
+
+
+def waits_a_day(job, team: Processes) -> None:
+    assert dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout == timedelta(days=1)
 
 
 def diverge(job, team: Processes) -> None:
@@ -193,5 +211,15 @@ def test_both_go_back_where_one_diverges(together, make_job):
 
 def test_a_batch_too_small_to_share_is_a_sentence(together, make_job):
     job = make_job(**(SETTINGS | {"batch_size": 1}))
-    sentence = "StageError: a batch of 1 cannot be shared by 2 processes; set `training.batch_size` to 2 or more."
+    sentence = (
+        "StageError: a batch of 1 cannot be shared by 2 processes; set `plan.batch_size` to 2 or more and run `medseg prepare`."
+    )
     assert together(train, job) == [sentence, sentence]
+
+
+def test_a_refusal_of_the_main_process_ends_all_and_is_said_once(together):
+    assert together(refuse) == ["StageError: not in this folder.", 2]
+
+
+def test_they_wait_longer_than_the_half_hour_of_gloo(together):
+    assert together(waits_a_day) == [0, 0]

@@ -27,6 +27,7 @@ from medseg.training.calibration import (
 )
 from medseg.training.finish import choose_finish
 from medseg.training.pieces import choose_postprocessing, mean_dice, pieces_of
+from medseg.training.schedule import Schedule
 
 TWO = LabelScheme(structures=[Structure(name="large", id=1), Structure(name="small", id=2)])
 NESTED = LabelScheme(
@@ -140,6 +141,24 @@ def test_no_rule_at_the_cost_of_another_region() -> None:
     assert chosen([(prediction, reference)], NESTED) is None
 
 
+def test_no_rule_that_would_leave_a_hole_in_the_region_around() -> None:
+    """What the core loses would become background, and the Dice of the whole would change unseen."""
+    structures = [Structure(name="core", id=1), Structure(name="rim", id=2)]
+    regions = [
+        Region(name="whole", structures=["core", "rim"], written_as="core"),
+        Region(name="core", structures=["core"]),
+        Region(name="rim", structures=["rim"]),
+    ]
+    reference = scene({(5.0, 6.0, 6.0): 4.0}, 2)
+    reference[ball(SHAPE, (5.0, 6.0, 6.0), 2.0)] = 1
+    prediction = reference.copy()
+    prediction[ball(SHAPE, (5.0, 9.0, 6.0), 0.5)] = 1  # a stray core in the rim
+    prediction[1, 6, 6] = 1
+    own = LabelScheme(structures=structures)
+    assert chosen([(prediction, reference)], own) is not None
+    assert chosen([(prediction, reference)], own.model_copy(update={"regions": regions})) is None
+
+
 def sharpened(factor: float, binary: bool) -> Answers:
     """Answers whose truth is drawn from their own probabilities, and whose logits are then `factor` times as large."""
     rng = np.random.default_rng(0)
@@ -227,3 +246,18 @@ def test_the_end_of_a_training(make_job, wanted: bool) -> None:  # type: ignore[
         assert finish.figures["dice"][when] == pytest.approx(np.mean(values), abs=2e-3)  # bfloat16 where there is AMX
     assert finish.figures["cross_entropy"]["after"] <= finish.figures["cross_entropy"]["before"] + 1e-6
     assert choose_finish(job, network.state_dict()) == finish
+
+
+def test_the_batch_is_what_the_memory_held_in_training(make_job, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    job, asked = make_job(batch_size=4), []
+
+    def counted(network, image, patch, overlap, batch, **more):  # type: ignore[no-untyped-def]
+        asked.append(batch)
+        return predict_logits(network, image, patch, overlap, batch, **more)
+
+    monkeypatch.setattr("medseg.training.finish.predict_logits", counted)
+    network = empty_network(job.architecture, job.options, job.plan, job.labels.n_outputs)
+    for pieces in (1, 2, 8):
+        Schedule(steps=1, steps_per_epoch=1, validation_interval=1, pieces=pieces).save(job.folder / "schedule.json")
+        choose_finish(job, network.state_dict())
+    assert asked == [4, 4, 2, 2, 1, 1]

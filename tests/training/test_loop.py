@@ -13,15 +13,17 @@ import torch
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.labels import LabelScheme, Region, Structure
+from medseg.data.store import PreparedCase
+from medseg.losses.registry import build_loss
 from medseg.metrics.overlap import confusion_matrix
-from medseg.training import loop, track
+from medseg.training import loop, track, validate
 from medseg.training.checkpoint import Tensors, load_weights
 from medseg.training.decide import Timing, choose_augment_on, choose_workers
 from medseg.training.job import class_weights
 from medseg.training.loop import train_model
 from medseg.training.schedule import Schedule
 from medseg.training.step import Trainer
-from medseg.training.validate import measured_dice
+from medseg.training.validate import measured_dice, score_cases
 
 DRAW = loop.draw_training_curves
 
@@ -119,7 +121,8 @@ def test_killed_and_resumed_is_undisturbed(make_job, stop_at, architecture, sett
 def test_asked_to_stop_it_saves_and_leaves(make_job, stop_at, number):
     whole, stopped = make_job("whole", steps_per_epoch=4, epochs=1), make_job("stopped", steps_per_epoch=4, epochs=1)
     train_model(whole)
-    stop_at(2, lambda: os.kill(os.getpid(), number))
+    times = 2 if number == signal.SIGTERM else 1  # a cluster sends SIGTERM by itself and through torchrun
+    stop_at(2, lambda: [os.kill(os.getpid(), number) for _ in range(times)])
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as error:
         train_model(stopped)
     if number == signal.SIGTERM:
@@ -288,6 +291,36 @@ def test_dice_of_regions_is_that_of_their_voxels():
     assert found == pytest.approx([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in masks])
 
 
+def test_the_loss_of_a_large_case_is_taken_in_slabs(monkeypatch):
+    labels = LabelScheme(structures=[Structure(name="a", id=1), Structure(name="b", id=2)])
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, (4, 11, 5)).astype(np.uint8)
+    classes[:, :5][rng.random((4, 5, 5)) < 0.7] = 255
+    case = PreparedCase("c", rng.normal(size=(3, 4, 11, 5)).astype(np.float32), classes, {}, None)
+    sizes = []
+
+    def loss_of(name):
+        measure = build_loss(name, {}, labels)
+
+        def counted(logits, truth):
+            sizes.append(logits.numel())
+            return measure(logits, truth)
+
+        where = ((4, 11, 5), 0.5, 1, torch.device("cpu"), torch.float32)
+        return score_cases(torch.nn.Identity(), [case], labels, counted, *where)[0].loss
+
+    whole = loss_of("ce")
+    assert sizes == [660]
+    truth = torch.from_numpy(classes)[None]
+    assert loss_of("dice_ce") == float(build_loss("dice_ce", {}, labels)(torch.from_numpy(case.image)[None], truth))
+    monkeypatch.setattr(validate, "MOST_SCORES", 200)
+    sizes.clear()
+    assert loss_of("ce") == pytest.approx(whole, rel=1e-5)  # a mean over voxels stays what it is
+    assert len(sizes) == 4 and sum(sizes) == 660 and max(sizes) <= 200
+    monkeypatch.setattr(validate, "MOST_SCORES", 1)
+    assert loss_of("ce") == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("setting", "voxels", "weights"),
     [
@@ -313,14 +346,13 @@ def test_class_weights_that_cannot_be_are_sentences(make_job):
         class_weights("auto", job.plan, job.labels)
 
 
-def test_where_patches_are_changed(make_job, monkeypatch):
-    monkeypatch.setattr("medseg.training.decide.own_cores", lambda: 5)
+def test_where_patches_are_changed(make_job):
     gpu, config = torch.device("cuda"), make_job().settings
-    assert choose_augment_on(config, Timing(batch=0.5, step=0.1), gpu)[0] == "device"
-    assert choose_augment_on(config, Timing(batch=0.3, step=0.1), gpu)[0] == "cpu"
-    assert choose_augment_on(config, Timing(batch=0.5, step=0.1), torch.device("cpu"))[0] == "cpu"
+    assert choose_augment_on(config, Timing(batch=0.5, step=0.1), gpu, workers=4)[0] == "device"
+    assert choose_augment_on(config, Timing(batch=0.3, step=0.1), gpu, workers=4)[0] == "cpu"
+    assert choose_augment_on(config, Timing(batch=0.5, step=0.1), torch.device("cpu"), workers=4)[0] == "cpu"
     stated = make_job(augment_on="device").settings
-    assert choose_augment_on(stated, Timing(1, 1), torch.device("cpu")) == ("device", "stated in the configuration")
+    assert choose_augment_on(stated, Timing(1, 1), torch.device("cpu"), workers=0) == ("device", "stated in the configuration")
 
 
 def test_patches_changed_on_the_device_are_the_same(make_job):

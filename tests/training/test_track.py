@@ -107,6 +107,9 @@ def test_mlflow_holds_one_run_with_its_settings_and_every_row_once(tmp_path):
     client, runs = mlflow_runs(folder)
     assert [r.info.run_name for r in runs] == ["unet", "fcn8s", "unet"]
     assert [len(history(client, r, "train_loss")) for r in runs] == [4, 1, 1]
+    train(["mlflow"], folder / "fold_0", [5])
+    assert [r.info.run_name for r in mlflow_runs(folder)[1]][-1] == "fold_0"
+    assert [p.parent for p in tmp_path.rglob("mlflow.db")] == [folder.parent]
     assert not (Path.cwd() / "mlruns").exists()
 
 
