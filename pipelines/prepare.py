@@ -191,6 +191,7 @@ def _inputs(
         and {
             "budget_minutes": training.budget_minutes,
             "device": training.device,
+            "precision": training.precision,
             "init_from": training.init_from and read_bundle(training.init_from).sha256,
         },
         "cases": {case.case_id: [case.split, (hashes or {}).get(case.case_id)] for case in manifest.of("train", "val")},

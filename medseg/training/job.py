@@ -164,7 +164,7 @@ def class_weights(setting: str | Mapping[str, float] | None, plan: Plan, labels:
     """The weight of each class in the cross-entropy, the background's first; None where all weigh alike.
 
     `auto` is median frequency balancing: the median of the classes' frequencies over the class's own, within `WEIGHTS`; a class
-    that no training case has weighs 1. Frequencies are over all cases; Eigen & Fergus 2015 count only pictures that show the class.
+    that no training case has weighs 1. Frequencies are over all cases; Eigen & Fergus 2015 count only those with the class.
 
     Raises: ConfigError for a name that is no structure, or a plan without voxel counts.
     """
