@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import Literal, NamedTuple
 import medseg
 from medseg.core.progress import say
 from medseg.core.record import commit, machine
+from medseg.planning.machine import available_cores
 
 Mark = Literal["ok", "slow", "missing"]
 LITTLE_MEMORY_GIB, LITTLE_DISK_GIB = 8, 5
@@ -49,7 +49,7 @@ def doctor() -> int:
 def processor() -> Iterator[Finding]:
     """The processor, its cores, and whether it computes in bfloat16."""
     facts = machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = available_cores()
     yield Finding("ok", f"{cores} cores ({facts['processor']})", "cases are read, checked and measured on all of them")
     flags = _processor_flags()
     if "amx_bf16" in flags:

@@ -63,7 +63,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     if facts is None:
         say(f"prepare: unchanged, but {len(missing)} stored cases were damaged" if missing else "prepare: unchanged, skipped")
     if missing:
-        _all_or_stop(map_cases(job, cases, "prepare: cases", workers))
+        _all_or_stop(map_cases(job, missing, "prepare: cases", workers))
     if facts is not None:
         counts = {"train": len(manifest.of("train")), "val": len(manifest.of("val"))}
         record.write("prepare", config.seed, counts, **facts, plan_sha256=file_sha256(_plan_path(config)))

@@ -67,7 +67,7 @@ def granted_here(
     return Granted(
         device="gpu" if gpu else "cpu",
         memory_gb=memory_gb,
-        cores=_cores(),
+        cores=available_cores(),
         core_gflops=AMX_GFLOPS if precision in ("auto", "bfloat16") and has_amx() else FLOAT32_GFLOPS,
         minutes=minutes,
         reason=reason,
@@ -80,7 +80,8 @@ def has_amx() -> bool:
     return bool(supported and supported())
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """The cores that this process may use, which a scheduler may have made fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from monai.transforms.compose import Compose
 
+from medseg.inference.window import LEFT_RIGHT
 from medseg.training.config import AugmentationConfig
 from medseg.training.elastic import RandElasticAffineCropd
 from medseg.training.intensity import (
@@ -22,7 +23,6 @@ from medseg.training.sampling import Size
 IMAGE, CLASSES, CENTRE = "image", "classes", "centre"
 ANISOTROPIC = 3.0  # nnU-Net's threshold: above it slices are so thick that they are only turned and coarsened within
 MODES = {"linear": "bilinear", "cubic": "bicubic"}
-LEFT_RIGHT = 0  # the axis X, as the prepared grid is oriented
 
 Spacing = tuple[float, float, float]
 

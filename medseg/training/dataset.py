@@ -16,11 +16,11 @@ from monai.transforms.transform import Randomizable
 
 from medseg.core.errors import MedsegError, StageError
 from medseg.data.store import PreparedCase, PreparedStore
+from medseg.losses.boundary import WEIGHT
 from medseg.training.augment import CENTRE, CLASSES, IMAGE
 from medseg.training.workers import in_workers
 
 Batch = dict[str, Any]
-WEIGHT = "weight"  # of each voxel in the loss, where the loss wants one
 CASE_ID = "case_id"
 MOST_IN_MEMORY = 2**30  # bytes of prepared cases in each process that makes samples; above it they are memory-mapped
 MOST_OPEN = 100  # memory-mapped cases; each holds two files open, and some systems allow a process no more than 256

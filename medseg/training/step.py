@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from medseg.core.errors import StageError
+from medseg.losses.boundary import WEIGHT
 from medseg.training.augment import CLASSES, IMAGE
-from medseg.training.dataset import WEIGHT
 from medseg.training.distributed import ALONE, Processes
 from medseg.training.on_device import Applier
 from medseg.training.optimizer import set_learning_rate
