@@ -33,7 +33,7 @@ from medseg.evaluation.table import load_evaluation
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "configs" / "hippocampus_cpu.yaml"
 MANIFEST = ROOT / "data_manifests" / "hippocampus.csv"
-MODEL = "unet"
+MODEL, FEATURES = "unet", [24, 48, 96, 192]  # the same network for all, whatever the minutes
 MERGED = [{"name": "hippocampus", "id": 1, "values": [1, 2]}]
 N_PRETRAINING, N_PRETRAINING_VAL, N_FINE_TUNING, N_FINE_TUNING_VAL = 100, 10, 10, 2
 ARMS = ("fine-tuned", "from scratch")
@@ -85,7 +85,7 @@ def configuration(
         "training": {"epochs": None, "budget_minutes": minutes, "init_from": str(start) if start else None},
     }
     settings = merge(base, changes)
-    settings["models"] = {MODEL: base["models"][MODEL]}
+    settings["models"] = {MODEL: {"features": FEATURES}}
     settings["structures"] = structures or base["structures"]
     path = folder.with_suffix(".yaml")
     write_text(path, yaml.safe_dump(settings, sort_keys=False))

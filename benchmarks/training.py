@@ -53,7 +53,7 @@ ROUNDS = 3
 
 def prepared(data: Path, work: Path, name: str, assignments: list[str]) -> Job:
     """The cases prepared, and the training of the first model of the configuration on them."""
-    output = [f"data.root={data}", f"output={work / name}", "models={unet: {features: [16, 32, 64, 128]}}"]
+    output = [f"data.root={data}", f"output={work / name}", "models={unet: {}}"]
     config = RunConfig.load(CONFIG, [*output, *assignments])
     prepare.run(config)
     (model, settings), *_ = parse_models(config.models, str(CONFIG)).items()
@@ -123,7 +123,7 @@ def beside_peer(data: Path, work: Path, peer: str | None, steps: int) -> dict[st
 
 def beside_ready_batch(data: Path, work: Path, steps: int) -> dict[str, Any]:
     """The loop as the shipped configuration runs it, and the same loop fed one batch that is ready on the device, in turns."""
-    job = prepared(data, work, "shipped_plan", ["training.budget_minutes=null", "training.epochs=100", "training.compile=true"])
+    job = prepared(data, work, "shipped_plan", [])
     trainer, schedule = set_up(job)
     samples = training_samples(job)
     schedule = decide(job.settings, schedule, trainer, samples, lambda: 0.0, lambda: 0.0, time.perf_counter())

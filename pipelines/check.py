@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from medseg.core.cases import map_cases
+from medseg.core.cases import available_cores, map_cases
 from medseg.core.config import Section, load_yaml, override, parse
 from medseg.core.errors import ConfigError, ManifestError, ModelFileError
 from medseg.core.files import file_sha256, json_sha256, remove, write_text
@@ -333,7 +333,7 @@ def _findings(cases: _Cases, scheme: LabelScheme | None, problems: list[Problem]
         return []
     named = list(cases.manifest.cases)
     size = sum(path.stat().st_size for case in named for path in case.images if path.is_file())
-    workers = (os.cpu_count() or 1) if size > BYTES_WORTH_WORKERS else 1
+    workers = available_cores() if size > BYTES_WORTH_WORKERS else 1
     look = partial(check_case, scheme=scheme, spacing_mm=cases.spacing_mm)
     findings = []
     for outcome in map_cases(look, named, "check: cases", workers):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import medseg
+from medseg.core.cases import available_cores
 from medseg.core.progress import say
 from medseg.core.record import commit, machine
-from medseg.planning.machine import available_cores
 
 Mark = Literal["ok", "slow", "missing"]
 LITTLE_MEMORY_GIB, LITTLE_DISK_GIB = 8, 5
@@ -47,19 +47,25 @@ def doctor() -> int:
 
 
 def processor() -> Iterator[Finding]:
-    """The processor, its cores, and whether it computes in bfloat16."""
+    """The processor and the cores of it that may be used."""
     facts = machine()
     cores = available_cores()
     yield Finding("ok", f"{cores} cores ({facts['processor']})", "cases are read, checked and measured on all of them")
-    flags = _processor_flags()
-    if "amx_bf16" in flags:
-        yield Finding("ok", "AMX", "training on this processor computes in bfloat16, several times faster than in float32")
-    elif flags:
-        yield Finding(
-            "slow", "no AMX", "training on this processor computes in float32; on one with AMX it is several times faster"
-        )
-    if flags and "avx2" not in flags:
+    if (flags := _processor_flags()) and "avx2" not in flags:
         yield Finding("slow", "no AVX2", "all computing is slow; a processor of the last ten years has it")
+
+
+def arithmetic() -> Iterator[Finding]:
+    """Whether the processor computes in bfloat16."""
+    try:
+        from medseg.planning.machine import bfloat16_unit
+    except ImportError:
+        return  # said by `packages`
+    if unit := bfloat16_unit():
+        yield Finding("ok", unit, "training on this processor computes in bfloat16, faster than in float32")
+    else:
+        text = "training on this processor computes in float32; on one with AMX it is several times faster"
+        yield Finding("slow", "no AMX", text)
 
 
 def memory() -> Iterator[Finding]:
@@ -151,6 +157,7 @@ def training_step() -> Iterator[Finding]:
 
 LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     processor,
+    arithmetic,
     memory,
     disk,
     graphics,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from medseg.core.cases import map_cases
+from medseg.core.cases import available_cores, map_cases
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256, remove, remove_leftovers, write_text
 from medseg.core.manifest import Case, Manifest
@@ -44,7 +43,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     cases = manifest.of("train", "val")
     if unlabelled := [case.case_id for case in cases if case.label is None]:
         raise ConfigError(f"{manifest.path}: training case {unlabelled[0]} has no label; name one or remove the row.")
-    workers = settings.workers or max(1, min(os.cpu_count() or 1, len(cases) // CASES_PER_WORKER))
+    workers = settings.workers or max(1, min(available_cores(), len(cases) // CASES_PER_WORKER))
     outcomes = map_cases(_hash_case, cases, "prepare: reading files", workers=1)
     _all_or_stop(outcomes)
     hashes: dict[str, list[str]] = {o.item.case_id: o.result or [] for o in outcomes}

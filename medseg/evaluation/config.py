@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
+from medseg.core.cases import available_cores
 from medseg.core.config import Section
 from medseg.core.errors import ConfigError
 from medseg.metrics.table import STANDARD, metric_names
@@ -57,4 +57,4 @@ class EvaluateConfig(Section):
 
     def processes(self, n_cases: int) -> int:
         """Worker processes for so many cases."""
-        return self.workers or max(1, min(os.cpu_count() or 1, n_cases // CASES_PER_WORKER))
+        return self.workers or max(1, min(available_cores(), n_cases // CASES_PER_WORKER))

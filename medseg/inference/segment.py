@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import medseg
-from medseg.core.cases import Outcome, map_cases
+from medseg.core.cases import Outcome, available_cores, map_cases
 from medseg.core.errors import CaseError, ConfigError
 from medseg.core.files import file_sha256, json_sha256, remove, write_json, write_text
 from medseg.core.progress import say
@@ -167,7 +167,7 @@ def segment_scans(
     if settings.mirror and not bundle.allowed_flips:
         say(f"{title}: the model allows no mirroring, so there is none")
     options = json_sha256(options_of(bundle, settings, spacing_mm))
-    threads = max(1, (os.cpu_count() or 1) // settings.workers) if settings.workers > 1 else None
+    threads = max(1, available_cores() // settings.workers) if settings.workers > 1 else None
     job = SegmentScan(Path(model), bundle.sha256, options, settings, Path(root), output, spacing_mm, redo, threads)
     # The table is there only when the whole list has been gone through; meanwhile the records stand.
     remove(output / "predictions.csv")

@@ -8,10 +8,12 @@ from typing import Literal
 
 import torch
 
+from medseg.core.cases import available_cores
 from medseg.core.config import Section
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory: a CPU's is shared with the workers and with everything else
-FLOAT32_GFLOPS, AMX_GFLOPS = 40.0, 150.0  # a core, in convolutions; with AMX in bfloat16
+FLOAT32_GFLOPS = 40.0  # a core, in convolutions
+BFLOAT16_GFLOPS = {"AMX": 150.0, "AVX-512 BF16": 100.0}  # the same where the processor has such a unit
 CGROUP_LIMITS = (  # of a container or a job: version 2, version 1
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -68,21 +70,16 @@ def granted_here(
         device="gpu" if gpu else "cpu",
         memory_gb=memory_gb,
         cores=available_cores(),
-        core_gflops=AMX_GFLOPS if precision in ("auto", "bfloat16") and has_amx() else FLOAT32_GFLOPS,
+        core_gflops=BFLOAT16_GFLOPS[unit] if precision in ("auto", "bfloat16") and (unit := bfloat16_unit()) else FLOAT32_GFLOPS,
         minutes=minutes,
         reason=reason,
     )
 
 
-def has_amx() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 in hardware."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported and supported())
-
-
-def available_cores() -> int:
-    """The cores that this process may use, which a scheduler may have made fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def bfloat16_unit() -> str | None:
+    """The part of the processor that multiplies in bfloat16; None where there is none and bfloat16 would be emulated."""
+    asked = {"AMX": "_is_amx_tile_supported", "AVX-512 BF16": "_is_avx512_bf16_supported"}
+    return next((unit for unit, name in asked.items() if getattr(torch.cpu, name, lambda: False)()), None)
 
 
 def _cgroup_limit() -> float:

@@ -191,10 +191,10 @@ class TrainingConfig(Section):
         gradient_clip: largest norm of all gradients together (12: nnU-Net).
         foreground_fraction: share of each batch that is centred on a structure (nnU-Net: a third); at least one patch. The
             structure is drawn first, then a case that has it, so that rare structures are seen as often as common ones.
-        precision: `auto` is bfloat16 on a GPU or a CPU that computes in it (AMX), else float32.
+        precision: `auto` is bfloat16 on a GPU or a CPU that computes in it (AMX, AVX-512 BF16), else float32.
         compile: `auto` compiles on a GPU, and on a CPU where `budget_minutes` is at least 5; it is kept where timed steps are
             faster for it.
-        channels_last: the memory layout of images; `auto` is false for 2D in float32 on a CPU only.
+        channels_last: the memory layout of images; on a CPU `auto` is false for 2D in float32, and in bfloat16 without compiling.
         workers: processes that augment; `auto` is none on a CPU where that costs under a tenth of a step.
         validation_interval: epochs between validations; by default so that they take about 7 % of the time.
         validation_overlap: of the sliding windows during training.

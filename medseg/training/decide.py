@@ -12,7 +12,7 @@ import torch
 from medseg.core.errors import MedsegError
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import PatchDataset, batches
-from medseg.training.device import compiler_present
+from medseg.training.device import why_not_compiled
 from medseg.training.distributed import own_cores
 from medseg.training.on_device import deferred
 from medseg.training.schedule import Schedule, often_enough, steps_in
@@ -20,7 +20,6 @@ from medseg.training.step import MEMORY_REASON, Trainer, fresh_scaler
 
 TIMED_STEPS, TIMED_SECONDS = 5, 10.0
 WORKERS_PAY_AFTER_SECONDS = 180.0  # a worker process needs some ten seconds to start
-COMPILING_PAYS_AFTER_MINUTES = 5.0  # on a CPU, where compiling takes about a minute and a half
 
 
 @dataclass(frozen=True)
@@ -145,18 +144,8 @@ def compile_network(forward: Callable[[torch.Tensor], list[torch.Tensor]]) -> Ca
 
 def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDataset, eager: Timing) -> tuple[Timing | None, str]:
     """The compiled steps' timing where they are kept (then `trainer.forward` is compiled), and the reason."""
-    if config.compile == "false":
-        return None, "stated in the configuration"
-    if trainer.device.type == "cpu" and not compiler_present():
-        return None, "there is no C++ compiler"
-    if config.compile == "auto" and trainer.device.type == "cpu":
-        if config.budget_minutes is None:
-            return (
-                None,
-                "a CPU run counted in epochs is not compiled unless the configuration says so, to give the same numbers again",
-            )
-        if config.budget_minutes < COMPILING_PAYS_AFTER_MINUTES:
-            return None, f"a budget below {COMPILING_PAYS_AFTER_MINUTES:g} minutes does not pay for compiling"
+    if reason := why_not_compiled(config, trainer.device):
+        return None, reason
     plain, pieces, start = trainer.forward, trainer.pieces, time.perf_counter()
     trainer.forward = compile_network(trainer.forward)
     try:

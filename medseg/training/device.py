@@ -12,7 +12,10 @@ from medseg.core.errors import ConfigError
 from medseg.inference.device import DTYPES as DTYPES
 from medseg.inference.device import find_device, has_bfloat16
 from medseg.models.layers import to_channels_last
-from medseg.planning.machine import has_amx
+from medseg.planning.machine import BFLOAT16_GFLOPS, bfloat16_unit
+from medseg.training.config import TrainingConfig
+
+COMPILING_PAYS_AFTER_MINUTES = 5.0  # on a CPU, where compiling takes half a minute to a minute and a half
 
 
 def choose_device(setting: str) -> tuple[torch.device, str]:
@@ -36,18 +39,24 @@ def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float
         if has_bfloat16(device):
             return "bfloat16", "the GPU computes in it"
         return "float16", "the GPU has no bfloat16"
-    if has_amx():
-        return "bfloat16", "the processor has AMX"
+    if unit := bfloat16_unit():
+        return "bfloat16", f"the processor has {unit}"
     # Emulated bfloat16 is many times slower than float32.
-    return "float32", "the processor has no AMX, so bfloat16 would be emulated"
+    return "float32", f"the processor has neither {' nor '.join(BFLOAT16_GFLOPS)}, so bfloat16 would be emulated"
 
 
-def choose_layout(setting: str, device: torch.device, precision: str, planar: bool) -> tuple[bool, str]:
-    """Whether convolutions work channels-last, and the reason. Never timed: it changes the last digits."""
+def choose_layout(setting: str, device: torch.device, precision: str, planar: bool, compiled: bool) -> tuple[bool, str]:
+    """Whether convolutions work channels-last, and the reason. Never timed: it changes the last digits.
+
+    Args:
+        planar: of a 2D network. compiled: whether compiling will be tried.
+    """
     if setting != "auto":
         return setting == "true", "stated in the configuration"
     if device.type == "cpu" and precision == "float32" and planar:
         return False, "2D convolutions in float32 on a CPU gain nothing by it"
+    if device.type == "cpu" and precision == "bfloat16" and not compiled:
+        return False, "on a CPU, norms in bfloat16 that are not compiled are slower with it"
     return True, "convolutions here are faster with it"
 
 
@@ -65,3 +74,20 @@ def arrange(network: nn.Module, device: torch.device, channels_last: bool) -> nn
 def compiler_present() -> bool:
     """Whether the C++ compiler that torch.compile needs on a CPU is there."""
     return any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+
+
+def why_not_compiled(config: TrainingConfig, device: torch.device) -> str | None:
+    """The reason for which compiling is not even tried; None where it is. A rule that looks at no clock."""
+    if config.compile == "false":
+        return "stated in the configuration"
+    if device.type != "cpu":
+        return None
+    if not compiler_present():
+        return "there is no C++ compiler"
+    if config.compile == "true":
+        return None
+    if config.budget_minutes is None:
+        return "a CPU run counted in epochs is not compiled unless the configuration says so, to give the same numbers again"
+    if config.budget_minutes < COMPILING_PAYS_AFTER_MINUTES:
+        return f"a budget below {COMPILING_PAYS_AFTER_MINUTES:g} minutes does not pay for compiling"
+    return None

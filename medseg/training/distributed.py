@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from medseg.core.cases import available_cores
 from medseg.core.errors import ConfigError, MedsegError
 from medseg.core.progress import say
 from medseg.training.device import choose_device
@@ -123,5 +124,5 @@ def processes(device: str) -> Iterator[Processes]:
 
 
 def own_cores() -> int:
-    """The cores of this machine that fall to this process."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """The cores that fall to this process, of those that the processes of this machine share."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -24,7 +24,7 @@ from medseg.training.augment import training_transforms
 from medseg.training.checkpoint import previous
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import PatchDataset
-from medseg.training.device import DTYPES, arrange, choose_device, choose_layout, choose_precision
+from medseg.training.device import DTYPES, arrange, choose_device, choose_layout, choose_precision, why_not_compiled
 from medseg.training.distributed import ALONE, Processes
 from medseg.training.optimizer import build_optimizer
 from medseg.training.schedule import Schedule, often_enough, validation_interval
@@ -133,7 +133,8 @@ def _first_schedule(job: Job, device: torch.device, device_reason: str) -> Sched
     """The choices that follow from rules; `decide` adds those that follow from the clock."""
     settings, plan = job.settings, job.plan
     precision, precision_reason = choose_precision(settings.precision, device)
-    channels_last, layout_reason = choose_layout(settings.channels_last, device, precision, 1 in plan.patch_voxels)
+    planar, compiled = 1 in plan.patch_voxels, why_not_compiled(settings, device) is None
+    channels_last, layout_reason = choose_layout(settings.channels_last, device, precision, planar, compiled)
     interval, interval_reason = _validation_interval(job)
     return Schedule(
         steps=(settings.epochs or 0) * settings.steps_per_epoch,

@@ -394,17 +394,17 @@ def test_the_machine_grants_a_share_of_its_memory(monkeypatch):
     )
 
 
-def test_a_processor_with_amx_is_taken_to_be_faster(monkeypatch):
-    monkeypatch.setattr("medseg.planning.machine.torch.cpu._is_amx_tile_supported", lambda: True)
-    assert granted_here(1, "cpu", None).core_gflops == 150
-    assert granted_here(1, "cpu", None, "bfloat16").core_gflops == 150
+@pytest.mark.parametrize(("amx", "avx512", "gflops"), [(True, True, 150), (False, True, 100), (False, False, 40)])
+def test_a_processor_that_computes_in_bfloat16_is_taken_to_be_faster(monkeypatch, amx, avx512, gflops):
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512)
+    assert granted_here(1, "cpu", None).core_gflops == gflops
+    assert granted_here(1, "cpu", None, "bfloat16").core_gflops == gflops
     assert granted_here(1, "cpu", None, "float32").core_gflops == 40
-    monkeypatch.setattr("medseg.planning.machine.torch.cpu._is_amx_tile_supported", lambda: False)
-    assert granted_here(1, "cpu", None).core_gflops == 40
 
 
 def test_a_job_that_may_not_use_the_whole_machine_is_granted_less(monkeypatch, tmp_path):
-    monkeypatch.setattr("medseg.planning.machine.os.sched_getaffinity", lambda _: {0, 5, 6}, raising=False)
+    monkeypatch.setattr("medseg.core.cases.os.sched_getaffinity", lambda _: {0, 5, 6}, raising=False)
     files = (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
     monkeypatch.setattr("medseg.planning.machine.CGROUP_LIMITS", files)
     free = granted_here(None, "cpu", None)

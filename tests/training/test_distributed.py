@@ -153,7 +153,7 @@ def test_more_processes_than_gpus_are_a_sentence(monkeypatch):
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setattr(distributed, "available_cores", lambda: 9)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert own_cores() == 2
 
