@@ -29,13 +29,11 @@ import torch
 
 from medseg.core.record import machine, versions
 from medseg.data.store import PreparedStore
-from medseg.models.registry import parse_models
 from medseg.planning.plan import Plan
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import batches
 from medseg.training.decide import compile_network, decide
 from medseg.training.job import Job, set_up, training_samples
-from medseg.training.on_device import deferred
 from medseg.training.step import Batch, Trainer
 from pipelines import prepare
 from pipelines.config import RunConfig
@@ -56,14 +54,13 @@ def prepared(data: Path, work: Path, name: str, assignments: list[str]) -> Job:
     output = [f"data.root={data}", f"output={work / name}", "models={unet: {}}"]
     config = RunConfig.load(CONFIG, [*output, *assignments])
     prepare.run(config)
-    (model, settings), *_ = parse_models(config.models, str(CONFIG)).items()
-    manifest = config.manifest()
+    manifest, plan = config.manifest(), Plan.load(config.folder("prepare") / "plan.json")
+    (model, network), *_ = plan.models.items()
     return Job(
         name=model,
-        architecture=settings.architecture,
-        options=settings.options.model_dump(mode="json"),
+        **network,
         settings=config.section("training", TrainingConfig),
-        plan=Plan.load(config.folder("prepare") / "plan.json"),
+        plan=plan,
         labels=config.labels,
         store=PreparedStore(config.folder("prepare", "cases")),
         train_ids=[case.case_id for case in manifest.of("train")],
@@ -127,8 +124,6 @@ def beside_ready_batch(data: Path, work: Path, steps: int) -> dict[str, Any]:
     trainer, schedule = set_up(job)
     samples = training_samples(job)
     schedule = decide(job.settings, schedule, trainer, samples, lambda: 0.0, lambda: 0.0, time.perf_counter())
-    if schedule.augment_on == "device":
-        samples.transforms, trainer.augment = deferred(samples.transforms)
     on_gpu = trainer.device.type == "cuda"
     ready = next(iter(batches(samples, 0, 1, 0, on_gpu)))
     if trainer.augment is not None:

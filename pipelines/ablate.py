@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from medseg.core.progress import say
 from medseg.core.record import StageRecord
 from medseg.evaluation.compare import Comparison, compare_evaluations, holm
 from medseg.evaluation.config import EvaluateConfig
-from medseg.evaluation.console import text_table
+from medseg.evaluation.console import interval_text, text_table
 from medseg.evaluation.table import Evaluation, load_evaluation, write_table
 from medseg.reporting.collect import ModelResults, ReportData, collect_run
 from medseg.reporting.config import ReportConfig
@@ -300,17 +299,11 @@ def _shown(table: pd.DataFrame) -> str:
         [
             row["setting"],
             row["structure"],
-            _interval(row["mean"], row["ci_low"], row["ci_high"]),
+            interval_text(row["mean"], row["ci_low"], row["ci_high"]),
             f"{row['n']:g}",
-            _interval(row["difference"], row["difference_ci_low"], row["difference_ci_high"]),
+            interval_text(row["difference"], row["difference_ci_low"], row["difference_ci_high"], undefined=""),
         ]
         for row in table[table["metric"] == "dice"].to_dict("records")
     ]
     headers = ["setting", "structure", "Dice [interval]", "n", "difference to the first"]
     return text_table("ablation, convention worst", headers, rows)
-
-
-def _interval(mean: float, low: float, high: float) -> str:
-    if math.isnan(mean):
-        return ""
-    return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"

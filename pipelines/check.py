@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from medseg.core.cases import available_cores, map_cases
+from medseg.core.cases import map_cases
 from medseg.core.config import Section, load_yaml, override, parse
 from medseg.core.errors import ConfigError, ManifestError, ModelFileError
 from medseg.core.files import file_sha256, json_sha256, remove, write_text
 from medseg.core.labels import LabelScheme, Structure
+from medseg.core.limits import available_cores
 from medseg.core.manifest import Manifest, scan_manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
@@ -43,7 +44,6 @@ SECTIONS = {
     "evaluate": ("medseg.evaluation.config", "EvaluateConfig"),
     "report": ("medseg.reporting.config", "ReportConfig"),
 }
-TRACKERS = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # `training.track` -> the package that it needs
 COLUMNS = ["case_id", "file", "severity", "problem", "what_to_do"]
 BYTES_WORTH_WORKERS = 50e6  # below it, starting worker processes takes longer than reading the files
 MOST_ROWS_SHOWN = 40
@@ -90,7 +90,8 @@ def _check(config: RunConfig, problems: list[Problem], redo: bool) -> int:
     problems += more
     if cases.manifest is not None:
         problems += _between_sections(config, cases.manifest)
-    start = _start(config)
+    start, more = _start(config)
+    problems += more
     made_for = start and [start.n_channels, start.preprocessing.physical, start.channels]
     record = StageRecord(config.folder("check"), _inputs(config, cases) | {"start": made_for})
     before = record.previous()
@@ -140,8 +141,7 @@ def config_problems(config: RunConfig) -> list[Problem]:
 
 
 def _training_problems(config: RunConfig) -> Iterator[Problem]:
-    """A loss that does not exist or does not go with the class weights, a missing file, an extra that is not installed."""
-    from medseg.inference.bundle import read_bundle
+    """A loss that does not exist or does not go with the class weights, an extra that is not installed."""
     from medseg.losses.registry import build_loss
     from medseg.training.config import TrainingConfig
 
@@ -159,14 +159,8 @@ def _training_problems(config: RunConfig) -> Iterator[Problem]:
         for name in [name for name in settings.class_weights if name not in known]:
             text = f"{where}: training: `class_weights` names `{name}`, which is no structure"
             yield Problem("error", text, f"name {', '.join(known)}", file=where)
-    if settings.init_from is not None:
-        try:
-            read_bundle(settings.init_from)
-        except ModelFileError as error:
-            text, cure = f"{where}: training: `init_from`: {problem_of(error).problem}", problem_of(error).cure
-            yield Problem("error", text, cure, file=where)
     for name in settings.track:
-        if importlib.util.find_spec(TRACKERS[name]) is None:
+        if importlib.util.find_spec(name) is None:  # each is called as its package
             text = f"{where}: training: `track` names {name}, which is not installed"
             yield Problem("error", text, "run `pip install medseg[track]`, or leave it out", file=where)
 
@@ -346,18 +340,19 @@ def _findings(cases: _Cases, scheme: LabelScheme | None, problems: list[Problem]
     return findings
 
 
-def _start(config: RunConfig) -> Plan | None:
-    """The plan of the model that the training starts from; None where there is none that can be read."""
+def _start(config: RunConfig) -> tuple[Plan | None, list[Problem]]:
+    """The plan of the model that the training starts from; None where there is none, or none that can be read."""
     from medseg.inference.bundle import read_bundle
     from medseg.training.config import TrainingConfig
 
     if not config.settings.get("training") or not _sound(config, "training", TrainingConfig):
-        return None
+        return None, []
     path = config.section("training", TrainingConfig).init_from
     try:
-        return read_bundle(path).description.plan if path else None
-    except ModelFileError:
-        return None  # said by config_problems
+        return read_bundle(path).description.plan if path else None, []
+    except ModelFileError as error:
+        text, cure = f"{config.path}: training: `init_from`: {problem_of(error).problem}", problem_of(error).cure
+        return None, [Problem("error", text, cure, file=str(config.path))]
 
 
 def _other_scans(start: Plan | None, cases: _Cases, findings: list[CaseFindings], where: str) -> Iterator[Problem]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import medseg
-from medseg.core.cases import available_cores
+from medseg.core.limits import available_cores
 from medseg.core.progress import say
 from medseg.core.record import commit, machine
 

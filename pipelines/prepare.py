@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medseg.core.cases import available_cores, map_cases
+from medseg.core.cases import map_cases
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256, remove, remove_leftovers, write_text
+from medseg.core.limits import available_cores
 from medseg.core.manifest import Case, Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, differences, read_record, some_of

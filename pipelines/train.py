@@ -9,12 +9,13 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import StageError
-from medseg.core.files import file_sha256, remove, write_json, write_text
+from medseg.core.files import file_sha256, held_alone, remove, write_json, write_text
 from medseg.core.manifest import Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, differences, read_record, some_of
@@ -47,8 +48,9 @@ OWN_FILES = (
     "best.safetensors",
     "best.next.safetensors",
 )
-# Settings that change neither the weights nor what they cost to make again; the file of `init_from` counts by its content.
-FREE_SETTINGS = {"workers", "checkpoint_minutes", "track", "init_from"}
+# Settings that a training under way may change: they leave the weights alone (noise on a GPU aside, which `augment_on` draws
+# elsewhere). The file of `init_from` counts by its content.
+FREE_SETTINGS = {"workers", "augment_on", "checkpoint_minutes", "track", "init_from"}
 
 
 def run(config: RunConfig, redo: bool = False) -> int:
@@ -146,10 +148,16 @@ def _train(config: RunConfig, job: Job, team: Processes) -> None:
         if team.main:
             say(f"train {job.name}: unchanged, skipped")
         return
-    if team.main:
-        write_json(job.folder / "inputs.json", record.inputs)
-    trained = train_model(job, team)
-    team.on_main(_finish, config, job, record, trained)
+    with ExitStack() as held:
+        team.on_main(_begin_alone, job, record, held)
+        trained = train_model(job, team)
+        team.on_main(_finish, config, job, record, trained)
+
+
+def _begin_alone(job: Job, record: StageRecord, held: ExitStack) -> None:
+    """Raises: StageError where another process trains in this folder."""
+    held.enter_context(held_alone(job.folder, "a training"))
+    write_json(job.folder / "inputs.json", record.inputs)
 
 
 def _join(config: RunConfig, name: str, rounds: Sequence[Job], plan: Plan) -> None:
@@ -201,8 +209,8 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _inputs(job: Job) -> dict[str, Any]:
     """What the weights depend on. A model that is added to the run changes nothing for the others."""
-    cases = {case_id: ["train", job.store.key(case_id)] for case_id in job.train_ids}
-    cases |= {case_id: ["val", job.store.key(case_id)] for case_id in job.val_ids}
+    cases = {case_id: ["train", job.store.made_from(case_id)] for case_id in job.train_ids}
+    cases |= {case_id: ["val", job.store.made_from(case_id)] for case_id in job.val_ids}
     return {
         "training": job.settings.model_dump(mode="json", exclude=FREE_SETTINGS),
         "model": {"architecture": job.architecture, "options": job.options, "weights_sha256": _weights_sha256(job.options)},
@@ -301,7 +309,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) -> None:
     """Write the model file, and then the record that says that it is done."""
-    finish = choose_finish(job, trained.weights)
+    finish = choose_finish(job, trained.weights, trained.schedule)
     write_bundle(job.folder / "model.medseg", _bundle(config, job, trained, finish))
     counts = {"train": len(job.train_ids), "val": len(job.val_ids), "steps": trained.schedule.steps}
     best = dict(trained.best)

@@ -15,7 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.core.errors import MedsegError, OutputError, UnreadableError
+from filelock import FileLock, Timeout
+
+from medseg.core.errors import MedsegError, OutputError, StageError, UnreadableError
+from medseg.core.progress import say
 
 # EEXIST and ENOTDIR: a file stands where a folder should be made.
 UNWRITABLE = {
@@ -66,6 +69,31 @@ def _full(folder: Path) -> str | None:
         return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < FULL_BYTES else None
     except OSError:
         return None
+
+
+@contextlib.contextmanager
+def held_alone(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; the system lets go of it when this process ends, however.
+
+    Args:
+        what: is done there, for the sentence: `a training`.
+    Raises: StageError where another process is at it; OutputError where the folder cannot be written.
+    """
+    path = folder / ".lock"
+    lock = FileLock(path, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise StageError(f"{folder}: {what} is under way there in another process; wait for it, or end it.") from None
+    except NotImplementedError:  # a file system without locks
+        say(f"{folder}: the file system cannot keep other processes out; see to it that {what} is begun there once only")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another output.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remove(path: Path) -> None:

@@ -71,6 +71,13 @@ class PreparedStore:
         except (OSError, ValueError, KeyError):
             return None
 
+    def made_from(self, case_id: str) -> str:
+        """As `key`, of a case that must be there. Raises: StageError."""
+        with self._whole(case_id):
+            if (key := self.key(case_id)) is None:
+                raise ValueError("its case.json cannot be read")
+        return key
+
     def holds(self, case_id: str, key: str) -> bool:
         """Whether the case stands there as it was made from this, with all its files whole."""
         if self.key(case_id) != key:
@@ -111,8 +118,7 @@ class PreparedStore:
     def open(self, case_id: str, in_memory: bool = False) -> PreparedCase:
         """The stored case, its arrays memory-mapped unless `in_memory`. Raises: StageError where it is missing or damaged."""
         with self._whole(case_id) as folder:
-            if self.key(case_id) is None:
-                raise ValueError("its case.json cannot be read")
+            self.made_from(case_id)
             image, classes = (_array(folder / f"{name}.npy", in_memory) for name in ("image", "classes"))
             # Opened here: on a damaged file numpy would leave its own open.
             with open(folder / "foreground.npz", "rb") as file, np.load(file, allow_pickle=False) as arrays:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pydantic import Field, field_validator
 
-from medseg.core.cases import available_cores
 from medseg.core.config import Section
 from medseg.core.errors import ConfigError
+from medseg.core.limits import available_cores
 from medseg.metrics.table import STANDARD, metric_names
 
 CASES_PER_WORKER = 8  # starting a worker process takes about as long as measuring a few cases

@@ -23,7 +23,8 @@ def summary_text(title: str, evaluation: Evaluation, summary: pd.DataFrame) -> s
     for structure in evaluation.structures:
         of_structure = [cells.get((structure, column)) for column in shown]
         n = max((row["n"] for row in of_structure if row), default=0)
-        rows.append([structure, *(_mean(r["mean"], r["ci_low"], r["ci_high"]) if r else "" for r in of_structure), f"{n:g}"])
+        means = [interval_text(r["mean"], r["ci_low"], r["ci_high"]) if r else "" for r in of_structure]
+        rows.append([structure, *means, f"{n:g}"])
     lines = [text_table(f"{title}: mean [interval], convention worst", ["structure", *shown, "n"], rows)]
     lines.append("cases: " + ", ".join(f"{count} {name}" for name, count in evaluation.counts.items()))
     failed = evaluation.cases[evaluation.cases["status"] != "ok"].to_dict("records")
@@ -41,7 +42,7 @@ def comparison_text(comparison: Comparison) -> str:
             r["structure"],
             r["metric"],
             f"{r['model_a']} - {r['model_b']}",
-            _mean(r["mean_difference"], r["ci_low"], r["ci_high"]),
+            interval_text(r["mean_difference"], r["ci_low"], r["ci_high"]),
             f"{r['n']}",
             f"{r['n_missing']}",
             f"{r['wins']}/{r['ties']}/{r['losses']}",
@@ -52,9 +53,10 @@ def comparison_text(comparison: Comparison) -> str:
     return text_table("paired differences, convention worst", headers, rows)
 
 
-def _mean(mean: float, low: float, high: float) -> str:
+def interval_text(mean: float, low: float, high: float, undefined: str = "undefined") -> str:
+    """A mean with its interval, where it has one."""
     if math.isnan(mean):
-        return "undefined"
+        return undefined
     return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 

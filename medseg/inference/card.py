@@ -24,15 +24,15 @@ def fingerprint_ranges(fingerprint: Fingerprint) -> dict[str, Any]:
 
     Returns: {"cases", "unit", "shape": [least, greatest], "spacing": [least, greatest], "foreground": [{"low", "high"}, ...]}.
     """
-    foreground = np.array([case.foreground for case in fingerprint.cases if case.foreground], float)
+    quantiles = np.array([[c.quantiles for c in case.foreground] for case in fingerprint.cases if case.foreground], float)
     return {
         "cases": len(fingerprint.cases),
         "unit": "mm" if fingerprint.physical else "px",
         "shape": _range([case.shape for case in fingerprint.cases]),
         "spacing": _range([case.spacing for case in fingerprint.cases]),
-        # Columns 2 and 4 are the 0.5 and 99.5 percentiles.
-        "foreground": [{"low": float(c[:, 2].min()), "high": float(c[:, 4].max())} for c in foreground.swapaxes(0, 1)]
-        if len(foreground)
+        # The first and the last are the 0.5 and 99.5 percentiles.
+        "foreground": [{"low": float(c[:, 0].min()), "high": float(c[:, -1].max())} for c in quantiles.swapaxes(0, 1)]
+        if len(quantiles)
         else [],
     }
 

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 import medseg
-from medseg.core.cases import Outcome, available_cores, map_cases
+from medseg.core.cases import Outcome, map_cases
 from medseg.core.errors import CaseError, ConfigError
 from medseg.core.files import file_sha256, json_sha256, remove, write_json, write_text
+from medseg.core.limits import available_cores
 from medseg.core.progress import say
 from medseg.core.volume import LabelMap
 from medseg.inference.bundle import Bundle, read_bundle

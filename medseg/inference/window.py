@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from medseg.core.errors import StageError
+
 SIGMA = 1 / 8  # of the patch; centre voxels have the most context (Isensee et al. 2021)
 LEAST_WEIGHT = 1e-3  # of a patch's corner, so that a voxel seen by corners only is not divided by almost nothing
 
@@ -63,11 +65,12 @@ def predict_logits(
         image: (C, X, Y, Z) float32; where it is smaller than the patch it is padded with 0 on both sides.
         patch_voxels: window size along X, Y, Z; 1 along an axis takes the volume slice by slice.
         overlap: share of a window that neighbours have in common.
-        batch: windows that go through the network together; it changes speed only.
+        batch: windows that go through the network together; it changes speed only. Halved where a GPU's memory holds fewer.
         mirror_axes: axes of X, Y, Z; the answer is averaged over all mirror images along them.
         dtype: of the network's arithmetic; sums are float32 always.
         swaps: outputs that change places where X is mirrored: the left and the right of a pair.
     Returns: (K, X, Y, Z) float32.
+    Raises: StageError where a GPU's memory does not hold one window.
     """
     device = torch.device(device)
     patch: Shape = (int(patch_voxels[0]), int(patch_voxels[1]), int(patch_voxels[2]))
@@ -113,19 +116,44 @@ def _answers(
     swaps: Sequence[tuple[int, int]],
 ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
     """Each window's corner and its logits (K, *patch) float32, averaged over the mirror images, in order."""
-    for first in range(0, len(corners), batch):
-        some = corners[first : first + batch]
-        stack = torch.stack([_cut(picture, corner, patch) for corner in some]).to(device, non_blocking=True)
-        total: torch.Tensor | None = None
-        for axes in flips:
-            dimensions = [a + 2 for a in axes]
-            answer = network(stack.flip(dimensions) if axes else stack).float()
-            answer = answer.flip(dimensions) if axes else answer
-            if LEFT_RIGHT in axes and swaps:
-                answer = answer[:, swapped(answer.shape[1], swaps)]
-            total = answer if total is None else total + answer
-        assert total is not None
-        yield from zip(some, total / len(flips) if len(flips) > 1 else total, strict=True)
+    done = 0
+    while done < len(corners):
+        some = corners[done : done + batch]
+        try:
+            stack = torch.stack([_cut(picture, corner, patch) for corner in some]).to(device, non_blocking=True)
+            answers = _mean_over_mirror_images(network, stack, flips, swaps)
+        except torch.OutOfMemoryError:
+            answers = None  # what failed lets go of its memory only outside of this block
+        if answers is None:
+            batch = _fewer_windows(batch)
+            continue
+        yield from zip(some, answers, strict=True)
+        done += len(some)
+
+
+def _mean_over_mirror_images(
+    network: nn.Module, stack: torch.Tensor, flips: list[tuple[int, ...]], swaps: Sequence[tuple[int, int]]
+) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    for axes in flips:
+        dimensions = [a + 2 for a in axes]
+        answer = network(stack.flip(dimensions) if axes else stack).float()
+        answer = answer.flip(dimensions) if axes else answer
+        if LEFT_RIGHT in axes and swaps:
+            answer = answer[:, swapped(answer.shape[1], swaps)]
+        total = answer if total is None else total + answer
+    assert total is not None
+    return total / len(flips) if len(flips) > 1 else total
+
+
+def _fewer_windows(batch: int) -> int:
+    """Half as many at once. Raises: StageError where there was one only."""
+    if batch == 1:
+        raise StageError(
+            "the GPU's memory does not hold one window of this network; end other programs that use it, or state the device cpu."
+        )
+    torch.cuda.empty_cache()
+    return batch // 2
 
 
 def swapped(count: int, swaps: Sequence[tuple[int, int]]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from pydantic import Field
 
@@ -11,7 +13,19 @@ from medseg.core.volume import Volume
 from medseg.data.normalise import thinned
 from medseg.data.preprocess import nonzero_box
 
-PERCENTILES = (0.5, 50.0, 99.5)
+QUANTILES = 100  # of the intensities inside structures, at 0.5, 1.5, ... 99.5 %
+
+
+class Intensities(Section):
+    """Of the voxels inside structures, of one channel.
+
+    Args:
+        quantiles: at 0.5, 1.5, ... 99.5 %, each standing for one percent of the voxels.
+    """
+
+    mean: float
+    std: float
+    quantiles: list[float] = Field(min_length=QUANTILES, max_length=QUANTILES)
 
 
 class CaseFingerprint(Section):
@@ -23,8 +37,7 @@ class CaseFingerprint(Section):
         zero_share: share of voxels that are 0 in every channel (skull-stripped and masked scans have many).
         nonzero_box_share: share of the scan that the box of its non-zero voxels fills.
         nonzero_shape: voxels of that box along right, anterior, superior.
-        foreground: for each channel, mean, standard deviation and the 0.5, 50, 99.5 percentiles inside structures (empty
-            where the case has none).
+        foreground: for each channel, the intensities inside structures (empty where the case has none).
         class_voxels: voxels of each class, background first.
     """
 
@@ -34,7 +47,7 @@ class CaseFingerprint(Section):
     zero_share: float
     nonzero_box_share: float
     nonzero_shape: tuple[int, int, int]
-    foreground: list[list[float]]
+    foreground: list[Intensities]
     class_voxels: list[int]
 
 
@@ -69,11 +82,24 @@ def measure(volume: Volume, classes: np.ndarray, scheme: LabelScheme) -> CaseFin
         zero_share=float(1 - used.mean()),
         nonzero_box_share=x * y * z / used.size,
         nonzero_shape=(x, y, z),
-        foreground=[_statistics(channel[inside]) for channel in volume.array] if inside.any() else [],
+        foreground=[intensities(channel[inside]) for channel in volume.array] if inside.any() else [],
         class_voxels=[int((classes == k).sum()) for k in range(scheme.n_classes)],
     )
 
 
-def _statistics(values: np.ndarray) -> list[float]:
+def intensities(values: np.ndarray) -> Intensities:
+    """Of at least one voxel."""
     sample = thinned(values)
-    return [float(v) for v in (sample.mean(dtype=np.float64), sample.std(dtype=np.float64), *np.percentile(sample, PERCENTILES))]
+    quantiles = np.quantile(sample, (np.arange(QUANTILES) + 0.5) / QUANTILES).tolist()
+    return Intensities(mean=sample.mean(dtype=np.float64), std=sample.std(dtype=np.float64), quantiles=quantiles)
+
+
+def pooled(cases: Sequence[Intensities]) -> tuple[float, float, float, float]:
+    """Mean, standard deviation, 0.5 and 99.5 percentile of the voxels of all cases together, each case counting alike.
+
+    That is how Isensee et al. 2021 draw them (nnU-Net takes as many voxels of each case). The percentiles are those of the
+    cases' quantiles together.
+    """
+    means, variances = np.array([c.mean for c in cases]), np.array([c.std for c in cases]) ** 2
+    low, high = np.percentile(np.concatenate([c.quantiles for c in cases]), [0.5, 99.5], method="hazen")
+    return float(means.mean()), float(np.sqrt(variances.mean() + means.var())), float(low), float(high)

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from medseg.core.cases import available_cores
 from medseg.core.config import Section
+from medseg.core.limits import available_cores, memory_limit
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.5  # of the memory: a CPU's is shared with the workers and with everything else
 FLOAT32_GFLOPS = 40.0  # a core, in convolutions
 BFLOAT16_GFLOPS = {"AMX": 150.0, "AVX-512 BF16": 100.0}  # the same where the processor has such a unit
-CGROUP_LIMITS = (  # of a container or a job: version 2, version 1
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 MOST_GB = 10.0  # more is not taken unasked, so that plans made on most machines agree
 
 
@@ -59,7 +54,7 @@ def granted_here(
             f"{GPU_SHARE:.0%} of the GPU's",
         )
     elif not gpu and hasattr(os, "sysconf"):
-        physical, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit()
+        physical, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()
         memory_gb = _at_most(CPU_SHARE * min(physical, limit))
         reason = f"{CPU_SHARE:.0%} of " + ("the machine's" if physical <= limit else "what its control group (cgroup) may use")
     else:
@@ -80,16 +75,6 @@ def bfloat16_unit() -> str | None:
     """The part of the processor that multiplies in bfloat16; None where there is none and bfloat16 would be emulated."""
     asked = {"AMX": "_is_amx_tile_supported", "AVX-512 BF16": "_is_avx512_bf16_supported"}
     return next((unit for unit, name in asked.items() if getattr(torch.cpu, name, lambda: False)()), None)
-
-
-def _cgroup_limit() -> float:
-    """Bytes that the control group of this process may use; infinite where none is set."""
-    for path in CGROUP_LIMITS:
-        try:
-            return float(path.read_text())
-        except (OSError, ValueError):  # absent, or `max`
-            continue
-    return float("inf")
 
 
 def _at_most(size_bytes: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from medseg.models.cost import StepCost, step_cost
 from medseg.models.registry import sizes_of
-from medseg.planning.machine import Granted
+from medseg.planning.machine import FLOAT32_GFLOPS, Granted
 from medseg.planning.patch import Patch
 from medseg.planning.sides import STATED
 
@@ -74,7 +74,12 @@ def _steps(cost: StepCost, batch: int, granted: Granted) -> float | None:
     """Steps that the granted time is taken to allow; None where time is no limit."""
     if granted.device == "gpu" or granted.minutes is None:
         return None
-    return 60 * granted.minutes * granted.cores * granted.core_gflops * 1e9 / cost.operations(batch)
+    return 60 * granted.minutes * granted.cores * _core_gflops(cost, granted) * 1e9 / cost.operations(batch)
+
+
+def _core_gflops(cost: StepCost, granted: Granted) -> float:
+    """A core's rate; of a network that must train in float32 that rate."""
+    return FLOAT32_GFLOPS if cost.overhangs else granted.core_gflops
 
 
 def _costs(cost: StepCost, batch: int, granted: Granted) -> str:
@@ -85,7 +90,7 @@ def _costs(cost: StepCost, batch: int, granted: Granted) -> str:
     steps = _steps(cost, batch, granted)
     if steps is None:
         return memory
-    rate = f"{granted.core_gflops:g} GFLOP/s on each of {granted.cores} cores"
+    rate = f"{_core_gflops(cost, granted):g} GFLOP/s on each of {granted.cores} cores"
     return (
         f"{memory}, and about {float(f'{steps:.2g}'):g} steps fit into {granted.minutes:g} minutes at {rate} "
         f"({WORTHWHILE_STEPS} are worth while)"

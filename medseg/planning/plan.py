@@ -24,6 +24,7 @@ from medseg.planning.preparation import plan_preparation, prepared_shapes
 from medseg.planning.sides import STATED, mirrored_axes, swapped_classes
 
 AS_START = "as the model that the training starts from"
+PREPARATION = ("crop_nonzero", "normalisation", "order")  # besides the spacing
 SIZE_OPTIONS = ("features", "width")  # what states a network's size, in any architecture's options
 
 
@@ -103,7 +104,8 @@ def make_plan(
     else:
         require_same_scans(start, fingerprint.channels, fingerprint.physical, channels)
         config = _with_start(config, start)
-        preprocessing = start.preprocessing.model_copy(update={"spacing": config.spacing_mm})
+        stated_ones = {key: getattr(stated, key) for key in PREPARATION if getattr(stated, key) is not None}
+        preprocessing = start.preprocessing.model_copy(update={"spacing": config.spacing_mm, **stated_ones})
     networks = {name: _started(model, start) for name, model in models.items()}
 
     def widest(patch: Patch, batch: int) -> float:
@@ -172,10 +174,8 @@ def _with_start(config: PlanConfig, start: Plan) -> PlanConfig:
 
 def _reasons_of_start(stated: PlanConfig) -> dict[str, str]:
     """The reasons of the values that come from the model that the training starts from."""
-    reasons = dict.fromkeys(("crop_nonzero", "normalisation", "order"), AS_START)
-    for key, value in (("spacing", stated.spacing_mm), ("patch_voxels", stated.patch_voxels), ("batch_size", stated.batch_size)):
-        reasons[key] = STATED if value is not None else AS_START
-    return reasons
+    values = {key: getattr(stated, key) for key in (*PREPARATION, "patch_voxels", "batch_size")} | {"spacing": stated.spacing_mm}
+    return {key: AS_START if value is None else STATED for key, value in values.items()}
 
 
 def _started(model: Model, start: Plan | None) -> tuple[Model, str]:

@@ -8,7 +8,7 @@ from medseg.core.errors import ConfigError
 from medseg.data.normalise import CaseNormalisation, FixedNormalisation, Normalisation
 from medseg.data.preprocess import Order, Preprocessing
 from medseg.planning.config import PlanConfig
-from medseg.planning.fingerprint import Fingerprint
+from medseg.planning.fingerprint import Fingerprint, pooled
 from medseg.planning.sides import AXIS_NAMES, STATED
 
 ANISOTROPIC = 3.0  # nnU-Net's threshold: above it the coarse axis is not upsampled to the median of the fine ones
@@ -25,9 +25,9 @@ def plan_preparation(
     return Preprocessing(
         physical=fingerprint.physical,
         spacing=_spacing(fingerprint, config, reasons),
-        crop_nonzero=_crop(fingerprint, reasons),
-        normalisation=_normalisation(fingerprint, modality, reasons),
-        order=_order(fingerprint, reasons),
+        crop_nonzero=_crop(fingerprint, config, reasons),
+        normalisation=_normalisation(fingerprint, config, modality, reasons),
+        order=_order(fingerprint, config, reasons),
     )
 
 
@@ -69,7 +69,10 @@ def _coarse_axis(fingerprint: Fingerprint) -> int | None:
     return None
 
 
-def _order(fingerprint: Fingerprint, reasons: dict[str, str]) -> Order | tuple[Order, Order, Order]:
+def _order(fingerprint: Fingerprint, config: PlanConfig, reasons: dict[str, str]) -> Order | tuple[Order, Order, Order]:
+    if config.order is not None:
+        reasons["order"] = STATED
+        return config.order
     coarse = _coarse_axis(fingerprint)
     if coarse is None:
         reasons["order"] = (
@@ -87,7 +90,10 @@ def _order(fingerprint: Fingerprint, reasons: dict[str, str]) -> Order | tuple[O
     return x, y, z
 
 
-def _crop(fingerprint: Fingerprint, reasons: dict[str, str]) -> bool:
+def _crop(fingerprint: Fingerprint, config: PlanConfig, reasons: dict[str, str]) -> bool:
+    if config.crop_nonzero is not None:
+        reasons["crop_nonzero"] = STATED
+        return config.crop_nonzero
     share = float(np.median([c.nonzero_box_share for c in fingerprint.cases]))
     crop = share < 1 - MANY_ZEROS
     reasons["crop_nonzero"] = f"the box of non-zero voxels fills {share:.0%} of the median scan" + (
@@ -96,7 +102,17 @@ def _crop(fingerprint: Fingerprint, reasons: dict[str, str]) -> bool:
     return crop
 
 
-def _normalisation(fingerprint: Fingerprint, modality: str | list[str], reasons: dict[str, str]) -> list[Normalisation]:
+def _normalisation(
+    fingerprint: Fingerprint, config: PlanConfig, modality: str | list[str], reasons: dict[str, str]
+) -> list[Normalisation]:
+    if config.normalisation is not None:
+        if len(config.normalisation) != fingerprint.channels:
+            raise ConfigError(
+                f"`plan.normalisation` has {len(config.normalisation)} rules and the images have {fingerprint.channels} "
+                "channels; give one for each."
+            )
+        reasons["normalisation"] = STATED
+        return config.normalisation
     modalities = [modality] * fingerprint.channels if isinstance(modality, str) else modality
     if len(modalities) != fingerprint.channels:
         raise ConfigError(
@@ -118,9 +134,9 @@ def _normalisation(fingerprint: Fingerprint, modality: str | list[str], reasons:
 
 def _rule(fingerprint: Fingerprint, channel: int, modality: str, many_zeros: bool) -> Normalisation:
     if modality == "ct":
-        measured = np.array([c.foreground[channel] for c in fingerprint.cases if c.foreground])
-        if not len(measured):
+        measured = [c.foreground[channel] for c in fingerprint.cases if c.foreground]
+        if not measured:
             raise ConfigError("no training case holds any structure, so CT intensities cannot be planned; check the labels.")
-        mean, std, low, _, high = np.median(measured, axis=0)
-        return FixedNormalisation(low=float(low), high=float(high), mean=float(mean), std=max(float(std), 1e-6))
+        mean, std, low, high = pooled(measured)
+        return FixedNormalisation(low=low, high=high, mean=mean, std=max(std, 1e-6))
     return CaseNormalisation(clip=modality == "microscopy", nonzero=modality == "mr" and many_zeros, joint=modality == "rgb")

@@ -8,7 +8,12 @@ from medseg.core.errors import ConfigError
 from medseg.core.labels import LabelScheme
 from medseg.planning.config import PlanConfig
 
-AXIS_WORDS = {0: {"left", "right", "l", "r"}, 1: {"anterior", "posterior"}, 2: {"superior", "inferior", "upper", "lower"}}
+AXIS_WORDS = {
+    0: {"left", "right", "l", "r", "lt", "rt", "lh", "rh"},
+    1: {"anterior", "posterior"},
+    2: {"superior", "inferior", "upper", "lower"},
+}
+NO_SIDES = {"cleft", "bright", "upright"}  # words that end like one
 AXIS_NAMES = ("left-right", "posterior-anterior", "inferior-superior")
 STATED = "stated in the configuration"
 
@@ -75,6 +80,10 @@ def _forbidden(scheme: LabelScheme, paired: bool) -> dict[int, str]:
 
 
 def _tells(name: str, ends: set[str]) -> bool:
-    """Whether a name (left kidney, kidney_L, LeftKidney, leftkidney) says one of the words; the L of L3 is none."""
+    """Whether a name (left kidney, kidney_L, LeftKidney, kidneyleft, lh_amygdala) says one of the words; the L of L3 is none.
+
+    Where in doubt it does: a mirror image that is left out costs little, one with wrong names spoils the training.
+    """
     words = [word.lower() for word in re.findall(r"(?![A-Za-z]\d)(?:[A-Z]+(?![a-z])|[A-Z]?[a-z]+)", name)]
-    return any(word in ends or any(len(end) > 1 and word.startswith(end) for end in ends) for word in words)
+    long = tuple(end for end in ends if len(end) > 2)
+    return any(word in ends or word.startswith(long) or (word.endswith(long) and word not in NO_SIDES) for word in words)

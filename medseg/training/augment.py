@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from monai.transforms.compose import Compose
 
 from medseg.inference.window import LEFT_RIGHT
+from medseg.losses.boundary import CLASSES as CLASSES
 from medseg.training.config import AugmentationConfig
 from medseg.training.elastic import RandElasticAffineCropd
 from medseg.training.intensity import (
@@ -20,7 +21,7 @@ from medseg.training.intensity import (
 )
 from medseg.training.sampling import Size
 
-IMAGE, CLASSES, CENTRE = "image", "classes", "centre"
+IMAGE, CENTRE = "image", "centre"
 ANISOTROPIC = 3.0  # nnU-Net's threshold: above it slices are so thick that they are only turned and coarsened within
 MODES = {"linear": "bilinear", "cubic": "bicubic"}
 

@@ -47,6 +47,11 @@ class Progress:
     learning_rate_scale: float = 1.0
     good: bool = False
 
+    @property
+    def epoch_open(self) -> bool:
+        """Whether there are steps that no row of the log has yet."""
+        return bool(self.losses)
+
 
 def save_checkpoint(path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Write the state, whole or not at all.

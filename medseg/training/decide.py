@@ -12,7 +12,7 @@ import torch
 from medseg.core.errors import MedsegError
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import PatchDataset, batches
-from medseg.training.device import why_not_compiled
+from medseg.training.device import choose_precision, compiler_present, computes_in, why_not_compiled
 from medseg.training.distributed import own_cores
 from medseg.training.on_device import deferred
 from medseg.training.schedule import Schedule, often_enough, steps_in
@@ -68,9 +68,9 @@ def decide(
         timing = _timed_only(trainer, dataset)
     step_seconds = _step_seconds(timing, workers, trainer.device)
     update: dict[str, Any] = {"compile": kept, "workers": workers, "augment_on": augment_on, "step_seconds": step_seconds}
-    update |= {"pieces": trainer.pieces, "reasons": reasons}
-    if trainer.pieces > 1:
-        reasons["pieces"] = MEMORY_REASON
+    update |= {"micro_batches": trainer.micro_batches, "reasons": reasons}
+    if trainer.micro_batches > 1:
+        reasons["micro_batches"] = MEMORY_REASON
     if budget is not None:
         measured = (validation_seconds(), saving_seconds())
         (validation, saving), left = trainer.processes.gather((measured, budget - (time.perf_counter() - started)))[0]
@@ -86,6 +86,37 @@ def decide(
         )
         update |= {"steps": steps, "validation_interval": interval, "validation_seconds": validation}
     return schedule.model_copy(update=update)
+
+
+def take_over(schedule: Schedule, config: TrainingConfig, device: torch.device, overhangs: bool) -> Schedule:
+    """The schedule of a training that goes on, here and now.
+
+    Its choices stand, so that it ends as it would have without the interruption. Only what speed alone depends on follows the
+    configuration where that states it (workers, the place of augmentation), and what this machine cannot do is replaced.
+
+    Args:
+        overhangs: as in `choose_precision`.
+    Raises: ConfigError for a stated precision that this machine cannot compute in.
+    """
+    new: dict[str, tuple[Any, str]] = {}
+    if config.workers != "auto":
+        new["workers"] = config.workers, "stated in the configuration"
+    if config.augment_on != "auto":
+        new["augment_on"] = config.augment_on, "stated in the configuration"
+    if schedule.device != device.type:
+        new["device"] = device.type, f"the training was begun on {schedule.device}"
+        if device.type == "cpu" and "augment_on" not in new:
+            new["augment_on"] = "cpu", "there is no GPU that could do it"
+    if config.precision != "auto":
+        choose_precision(config.precision, device, overhangs)
+    elif not computes_in(schedule.precision, device, overhangs):
+        precision, reason = choose_precision("auto", device, overhangs)
+        new["precision"] = precision, f"{reason}; the training was begun in {schedule.precision}"
+    if schedule.compile and device.type == "cpu" and not compiler_present():
+        new["compile"] = False, "there is no C++ compiler"
+    changed = {key: (value, reason) for key, (value, reason) in new.items() if value != getattr(schedule, key)}
+    reasons = schedule.reasons | {key: reason for key, (_, reason) in changed.items()}
+    return schedule.model_copy(update={key: value for key, (value, _) in changed.items()} | {"reasons": reasons})
 
 
 def _step_seconds(timing: Timing, workers: int, device: torch.device) -> float:
@@ -146,19 +177,19 @@ def _try_compiling(config: TrainingConfig, trainer: Trainer, dataset: PatchDatas
     """The compiled steps' timing where they are kept (then `trainer.forward` is compiled), and the reason."""
     if reason := why_not_compiled(config, trainer.device):
         return None, reason
-    plain, pieces, start = trainer.forward, trainer.pieces, time.perf_counter()
+    plain, micro_batches, start = trainer.forward, trainer.micro_batches, time.perf_counter()
     trainer.forward = compile_network(trainer.forward)
     try:
         compiled = _timed_only(trainer, dataset)
     except MedsegError:
         raise
     except Exception as error:  # the compiler's own failures are of many types; training goes on without it
-        trainer.forward, trainer.pieces = plain, pieces
+        trainer.forward, trainer.micro_batches = plain, micro_batches
         return None, f"compiling failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     took = time.perf_counter() - start
     text = f"a step takes {eager.step:.3f} s plain and {compiled.step:.3f} s compiled ({took:.0f} s to compile)"
     if config.compile == "auto" and compiled.step >= eager.step:
-        trainer.forward, trainer.pieces = plain, pieces
+        trainer.forward, trainer.micro_batches = plain, micro_batches
         return None, text
     return compiled, text
 

@@ -26,11 +26,21 @@ def choose_device(setting: str) -> tuple[torch.device, str]:
     return device, "stated in the configuration" if setting == "cpu" else "there is no GPU"
 
 
-def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
+def choose_precision(
+    setting: str, device: torch.device, overhangs: bool
+) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
     """The name of the type to compute in (`DTYPES`), and the reason.
 
-    Raises: ConfigError for float16 on a CPU, where its small range has no loss scaling to help it.
+    Args:
+        overhangs: of the network (`medseg.models.cost`): its gradients in bfloat16 would be wrong on a CPU.
+    Raises: ConfigError for float16 on a CPU, where its small range has no loss scaling to help it, and for bfloat16 there where
+        gradients would be wrong.
     """
+    if setting == "bfloat16" and device.type == "cpu" and overhangs:
+        raise ConfigError(
+            "`training.precision` bfloat16: this network has convolutions longer than the pictures that they see in a patch, and "
+            "on a CPU their gradients come out wrong in it; use auto or float32, or a larger `plan.patch_voxels`."
+        )
     if setting == "float16" and device.type == "cpu":
         raise ConfigError("`training.precision` float16 needs a GPU; use auto, float32 or bfloat16.")
     if setting != "auto":
@@ -39,10 +49,21 @@ def choose_precision(setting: str, device: torch.device) -> tuple[Literal["float
         if has_bfloat16(device):
             return "bfloat16", "the GPU computes in it"
         return "float16", "the GPU has no bfloat16"
+    if overhangs:
+        return "float32", "convolutions longer than the pictures that they see come out wrong in bfloat16 on a CPU"
     if unit := bfloat16_unit():
         return "bfloat16", f"the processor has {unit}"
     # Emulated bfloat16 is many times slower than float32.
     return "float32", f"the processor has neither {' nor '.join(BFLOAT16_GFLOPS)}, so bfloat16 would be emulated"
+
+
+def computes_in(precision: str, device: torch.device, overhangs: bool) -> bool:
+    """Whether the device computes in this precision itself, and rightly."""
+    if precision == "float32":
+        return True
+    if device.type == "cpu":
+        return precision == "bfloat16" and bfloat16_unit() is not None and not overhangs
+    return precision == "float16" or has_bfloat16(device)
 
 
 def choose_layout(setting: str, device: torch.device, precision: str, planar: bool, compiled: bool) -> tuple[bool, str]:

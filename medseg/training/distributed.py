@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from medseg.core.cases import available_cores
 from medseg.core.errors import ConfigError, MedsegError
+from medseg.core.limits import available_cores
 from medseg.core.progress import say
 from medseg.training.device import choose_device
 
@@ -110,6 +110,11 @@ def processes(device: str) -> Iterator[Processes]:
     if world == 1:
         yield ALONE
         return
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise ConfigError(
+            f"WORLD_SIZE is {world} and {', '.join(missing)} not set: start several processes with "
+            "`torchrun --nproc-per-node N -m pipelines.train CONFIG`, or one without WORLD_SIZE."
+        )
     on_gpu = choose_device(device)[0].type == "cuda"
     if on_gpu:
         local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

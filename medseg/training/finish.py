@@ -15,7 +15,7 @@ from medseg.inference.bundle import empty_network
 from medseg.inference.postprocess import Postprocessing
 from medseg.inference.window import predict_logits
 from medseg.training.calibration import Answers, best_temperature, calibration_error, cross_entropy, some_answers, together
-from medseg.training.device import DTYPES, arrange, choose_device, choose_precision
+from medseg.training.device import DTYPES, arrange, choose_device
 from medseg.training.job import Job
 from medseg.training.pieces import Pieces, choose_postprocessing, mean_dice, pieces_of
 from medseg.training.schedule import Schedule
@@ -39,14 +39,14 @@ class Finish:
     figures: dict[str, Any]
 
 
-def choose_finish(job: Job, weights: Mapping[str, torch.Tensor]) -> Finish:
+def choose_finish(job: Job, weights: Mapping[str, torch.Tensor], schedule: Schedule) -> Finish:
     """Predict each validation case once more and choose postprocessing and temperature by the answers.
 
     It is one more validation, on the prepared grid and in the training's precision, with overlap 0.5 and no mirroring. It does
     not count for `budget_minutes`. Of each case only the pieces' sizes and some voxels' logits are kept. The setting
     `postprocessing: false` leaves the temperature alone to be chosen.
     """
-    pieces, answers = _predict(job, weights)
+    pieces, answers = _predict(job, weights, schedule)
     labels = job.labels
     postprocessing = choose_postprocessing(pieces, labels) if job.settings.postprocessing else None
     temperature = best_temperature(answers)
@@ -66,14 +66,12 @@ def choose_finish(job: Job, weights: Mapping[str, torch.Tensor]) -> Finish:
     return finish
 
 
-def _predict(job: Job, weights: Mapping[str, torch.Tensor]) -> tuple[list[dict[str, Pieces]], Answers]:
-    device, _ = choose_device(job.settings.device)
-    dtype = DTYPES[choose_precision(job.settings.precision, device)[0]]
+def _predict(job: Job, weights: Mapping[str, torch.Tensor], schedule: Schedule) -> tuple[list[dict[str, Pieces]], Answers]:
+    device, dtype = choose_device(job.settings.device)[0], DTYPES[schedule.precision]
     network = empty_network(job.architecture, job.options, job.plan, job.labels.n_outputs)
     network.load_state_dict(dict(weights))
-    arrange(network, device, channels_last=True).eval()
-    schedule = Schedule.load(job.folder / "schedule.json")
-    batch = max(1, job.batch_size // (schedule.pieces if schedule else 1))  # as much as the memory held in training
+    arrange(network, device, schedule.channels_last).eval()
+    batch = max(1, job.batch_size // schedule.micro_batches)  # as much as the memory held in training
     spacing = job.plan.preprocessing.spacing or (1.0, 1.0, 1.0)
     rng = np.random.default_rng(job.seed)
     most = min(MOST_VOXELS_OF_CASE, MOST_VOXELS // len(job.val_ids))

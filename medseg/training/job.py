@@ -18,12 +18,14 @@ from medseg.core.labels import LabelScheme
 from medseg.data.store import PreparedStore
 from medseg.losses.registry import LOSSES, LossFunction, build_loss
 from medseg.losses.supervised import supervised
+from medseg.models.cost import step_cost
 from medseg.models.registry import build_network
 from medseg.planning.plan import Plan
 from medseg.training.augment import training_transforms
 from medseg.training.checkpoint import previous
 from medseg.training.config import TrainingConfig
 from medseg.training.dataset import PatchDataset
+from medseg.training.decide import take_over
 from medseg.training.device import DTYPES, arrange, choose_device, choose_layout, choose_precision, why_not_compiled
 from medseg.training.distributed import ALONE, Processes
 from medseg.training.optimizer import build_optimizer
@@ -80,7 +82,9 @@ def set_up(job: Job, processes: Processes = ALONE) -> tuple[Trainer, Schedule]:
     Raises: ConfigError; ModelFileError for the weights of `training.init_from`.
     """
     device, device_reason = choose_device(job.settings.device)
-    schedule = processes.gather(Schedule.load(job.folder / "schedule.json"))[0] or _first_schedule(job, device, device_reason)
+    begun = Schedule.load(job.folder / "schedule.json")
+    here = take_over(begun, job.settings, device, _overhangs(job)) if begun else _first_schedule(job, device, device_reason)
+    schedule = processes.gather(here)[0]
     network, sentences = _first_network(job, started=not job.has_checkpoint)
     for sentence in sentences:
         processes.say(f"train {job.name}: {sentence}")
@@ -98,7 +102,7 @@ def set_up(job: Job, processes: Processes = ALONE) -> tuple[Trainer, Schedule]:
         gradient_clip=job.settings.gradient_clip,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         processes=processes,
-        pieces=schedule.pieces,
+        micro_batches=schedule.micro_batches,
     )
     return trainer, schedule
 
@@ -132,7 +136,7 @@ def _first_network(job: Job, started: bool) -> tuple[Any, list[str]]:
 def _first_schedule(job: Job, device: torch.device, device_reason: str) -> Schedule:
     """The choices that follow from rules; `decide` adds those that follow from the clock."""
     settings, plan = job.settings, job.plan
-    precision, precision_reason = choose_precision(settings.precision, device)
+    precision, precision_reason = choose_precision(settings.precision, device, _overhangs(job))
     planar, compiled = 1 in plan.patch_voxels, why_not_compiled(settings, device) is None
     channels_last, layout_reason = choose_layout(settings.channels_last, device, precision, planar, compiled)
     interval, interval_reason = _validation_interval(job)
@@ -151,6 +155,12 @@ def _first_schedule(job: Job, device: torch.device, device_reason: str) -> Sched
             "steps": f"{settings.epochs} epochs of {settings.steps_per_epoch} steps",
         },
     )
+
+
+def _overhangs(job: Job) -> bool:
+    """Whether the network has convolutions longer than the pictures that they see in a patch."""
+    shapes = {"in_channels": job.plan.n_channels, "n_outputs": job.labels.n_outputs, "patch_voxels": job.plan.patch_voxels}
+    return step_cost(job.architecture, job.options, **shapes).overhangs  # type: ignore[arg-type]
 
 
 def loss_of(job: Job) -> LossFunction:

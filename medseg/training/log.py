@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from medseg.training.track import Trackers
 
 FIRST_COLUMNS = ["epoch", "step", "seconds", "learning_rate", "train_loss"]
-CHOICES = ("device", "precision", "channels_last", "compile", "workers", "augment_on", "pieces", "validation_interval")
+CHOICES = ("device", "precision", "channels_last", "compile", "workers", "augment_on", "micro_batches", "validation_interval")
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -42,16 +42,19 @@ def note(state: Progress) -> str:
     return f"loss {loss:.3f}" + ("" if dice is None else f", Dice {dice:.3f}") + best
 
 
-def tell(name: str, schedule: Schedule, state: Progress, begun: bool) -> None:
+def tell(name: str, schedule: Schedule, state: Progress, before: Schedule | None) -> None:
     """Say what is about to be done, and why so.
 
     Args:
-        begun: there was a schedule already.
+        before: the schedule as an earlier sitting left it.
     """
     if state.step:
         say(f"train {name}: goes on after step {state.step} of {schedule.steps}")
+        for key in CHOICES:
+            if before is not None and getattr(schedule, key) != getattr(before, key):
+                say(f"  {key} {getattr(schedule, key)}, and no longer {getattr(before, key)}: {schedule.reasons[key]}")
         return
-    if begun:
+    if before is not None:
         say(f"train {name}: was begun before and left no checkpoint that can be read; it begins anew, as it was decided then")
     say(f"train {name}: {schedule.steps} steps ({schedule.reasons['steps']})")
     for key in CHOICES:
@@ -61,7 +64,7 @@ def tell(name: str, schedule: Schedule, state: Progress, begun: bool) -> None:
 
 def trackers(job: Job, processes: Processes, schedule: Schedule, state: Progress) -> AbstractContextManager[Trackers | None]:
     """The trackers that the configuration names, for the main process of a training that has steps to do."""
-    if not job.settings.track or not processes.main or state.step == schedule.steps:
+    if not job.settings.track or not processes.main or (state.step == schedule.steps and not state.epoch_open):
         return nullcontext()
     from medseg.training.track import open_trackers
 

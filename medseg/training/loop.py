@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -72,12 +73,12 @@ def train_model(job: Job, processes: Processes = ALONE) -> Trained:
     started = time.perf_counter()
     trainer, schedule = set_up(job, processes)
     dataset = training_samples(job)
-    begun = processes.gather((job.folder / "schedule.json").exists())[0]
-    if not begun:
+    for case_id in job.val_ids:  # one that is missing is found before the first step, as among the training cases
+        job.store.open(case_id)
+    before = processes.gather(Schedule.load(job.folder / "schedule.json"))[0]
+    if before is None:
         measures = partial(_validation_seconds, job, trainer), partial(_saving_seconds, job, trainer)
         schedule = decide(job.settings, schedule, trainer, dataset, *measures, started)
-        if processes.main:
-            schedule.save(job.folder / "schedule.json")
     else:
         if schedule.compile:
             trainer.forward = compile_network(trainer.forward)
@@ -85,10 +86,12 @@ def train_model(job: Job, processes: Processes = ALONE) -> Trained:
             leave_to_device(dataset, trainer)
     state = resume(job, trainer)
     if processes.main:
-        tell(job.name, schedule, state, begun)
+        tell(job.name, schedule, state, before)
+        if schedule != before:
+            schedule.save(job.folder / "schedule.json")
     with stop_signals() as stop:
         run = Run(job, processes, trainer, dataset, schedule, state, Clock(state.seconds, started), stop)
-        while run.state.step < run.schedule.steps:
+        while run.state.step < run.schedule.steps or run.state.epoch_open:
             try:
                 with trackers(job, processes, run.schedule, run.state) as run.trackers:
                     _steps(run)
@@ -109,9 +112,11 @@ def _steps(run: Run) -> None:
     title = f"train {job.name}"
     display = progress(title, schedule.steps) if processes.main else contextlib.nullcontext(lambda done, note="": None)
     with display as advance, contextlib.closing(stream):  # type: ignore[type-var]
+        if state.epoch_open and schedule.ends_epoch(state.step):  # it was left in the validation
+            _end_epoch(run)
+            _save(run, good=state.trend.calm)
         for batch in stream:
-            factor = learning_rate_factor(settings.schedule, state.step, schedule.steps, settings.warmup_steps)
-            rate = settings.optimizer.rate * factor * state.learning_rate_scale
+            rate = _learning_rate(run, state.step)
             waiting.append(trainer.step(batch, rate, step_seed(job.seed, state.step, processes.rank)))
             state.step += 1
             ends = schedule.ends_epoch(state.step)
@@ -122,15 +127,25 @@ def _steps(run: Run) -> None:
             if saves:
                 _require_finite(run)  # before anything is saved
             if ends:
-                _end_epoch(run, rate)
+                _end_epoch(run)
             if saves:
                 _save(run, good=ends and state.trend.calm)
-            if trainer.pieces != run.schedule.pieces:
-                _note_down(run, "pieces", MEMORY_REASON, pieces=trainer.pieces)
+            if trainer.micro_batches != run.schedule.micro_batches:
+                _note_down(run, "micro_batches", MEMORY_REASON, micro_batches=trainer.micro_batches)
             advance(state.step, note(state))
             if stopping:
-                processes.barrier()  # nobody leaves before the state is saved
-                run.stop.leave()
+                _leave(run)
+
+
+def _leave(run: Run) -> NoReturn:
+    run.processes.barrier()  # nobody leaves before the state is saved
+    run.stop.leave()
+
+
+def _learning_rate(run: Run, step: int) -> float:
+    settings = run.job.settings
+    factor = learning_rate_factor(settings.schedule, step, run.schedule.steps, settings.warmup_steps)
+    return settings.optimizer.rate * factor * run.state.learning_rate_scale
 
 
 def _read_losses(run: Run, waiting: list[torch.Tensor]) -> None:
@@ -162,14 +177,20 @@ def _note_down(run: Run, key: str, reason: str, **changes: Any) -> None:
         run.schedule.save(run.job.folder / "schedule.json")
 
 
-def _end_epoch(run: Run, rate: float) -> None:
-    """A row of the log; a validation and perhaps a new best where it is due."""
+def _end_epoch(run: Run) -> None:
+    """A row of the log; a validation and perhaps a new best where it is due.
+
+    The state is saved before a validation, which may take long; a training that is stopped or killed in it begins it again.
+    """
     job, state, schedule = run.job, run.state, run.schedule
     epoch = math.ceil(state.step / schedule.steps_per_epoch)
-    row: dict[str, Any] = {"epoch": epoch, "step": state.step, "learning_rate": rate}
+    row: dict[str, Any] = {"epoch": epoch, "step": state.step, "learning_rate": _learning_rate(run, state.step - 1)}
     row["train_loss"] = sum(state.losses) / len(state.losses)
     if schedule.validates(epoch):
-        result = _validate(job, run.trainer)
+        _save(run, good=False)
+        result = _validate(run)
+        if result is None:
+            _leave(run)
         row |= {"val_loss": result.loss, "val_dice": result.dice}
         row |= {f"val_dice_{name}": value for name, value in result.structures.items()}
         if not state.best or result.dice >= state.best["dice"]:  # of equals the later: it has learnt longer
@@ -202,25 +223,31 @@ def _save(run: Run, good: bool) -> None:
     run.clock.saved()
 
 
-def _validate(job: Job, trainer: Trainer) -> Validation:
-    """All validation cases, shared out over the processes."""
-    processes = trainer.processes
-    processes.share_buffers(trainer.network)
-    shares = processes.gather(_scores(job, trainer, job.val_ids[processes.rank :: processes.world]))
+def _validate(run: Run) -> Validation | None:
+    """All validation cases, shared out over the processes; None where one of these is asked to stop meanwhile."""
+    job, processes = run.job, run.processes
+    processes.share_buffers(run.trainer.network)
+    own = job.val_ids[processes.rank :: processes.world]
+    scores = _scores(job, run.trainer, itertools.takewhile(lambda _: run.stop.number is None, own))
+    shares = processes.gather(scores)
+    if sum(map(len, shares)) < len(job.val_ids):
+        return None
     scores = [shares[i % processes.world][i // processes.world] for i in range(len(job.val_ids))]
     return summarise(scores, list(job.labels.measured))
 
 
-def _scores(job: Job, trainer: Trainer, case_ids: Sequence[str]) -> list[CaseScore]:
+def _scores(job: Job, trainer: Trainer, case_ids: Iterable[str]) -> list[CaseScore]:
     cases = (job.store.open(case_id) for case_id in case_ids)  # one open at a time
     patch, overlap = job.plan.patch_voxels, job.settings.validation_overlap
-    batch = max(1, job.batch_size // trainer.pieces)
+    batch = max(1, job.batch_size // trainer.micro_batches)
     return score_cases(trainer.network, cases, job.labels, loss_of(job), patch, overlap, batch, trainer.device, trainer.dtype)
 
 
 def _validation_seconds(job: Job, trainer: Trainer) -> float:
     """What a validation of all cases will take, by the first of them."""
     windows = validation_windows(job)
+    if trainer.device.type == "cuda":
+        _scores(job, trainer, job.val_ids[:1])  # the first convolutions of each shape are tuned, which takes long
     start = time.perf_counter()
     _scores(job, trainer, job.val_ids[:1])
     return (time.perf_counter() - start) * sum(windows) / windows[0] / min(trainer.processes.world, len(windows))
@@ -231,6 +258,7 @@ def _saving_seconds(job: Job, trainer: Trainer) -> float:
     if not trainer.processes.main:
         return 0.0
     start, trial = time.perf_counter(), job.checkpoint.with_stem("trial")
+    remove(trial)  # which a kill may have left
     save_checkpoint(trial, trainer.network, trainer.optimizer, Progress())
     seconds = time.perf_counter() - start
     remove(trial)

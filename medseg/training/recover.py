@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from medseg.core.errors import StageError
 from medseg.core.files import remove, remove_leftovers
 from medseg.training.checkpoint import DAMAGED, Progress, Tensors, load_checkpoint, load_weights, settle_best
 from medseg.training.distributed import Processes
 from medseg.training.diverging import LOWER_RATE, Diverged
 from medseg.training.job import Job, begin_anew
-from medseg.training.step import Trainer, fresh_scaler
+from medseg.training.step import Trainer
 
 
 def resume(job: Job, trainer: Trainer) -> Progress:
@@ -69,7 +71,9 @@ def go_back(job: Job, trainer: Trainer, state: Progress, trouble: Diverged, case
         good = Progress()
     _require_one_state(trainer.processes, good)
     good.best, good.learning_rate_scale = state.best, LOWER_RATE  # the best weights on disk stay what they are
-    trainer.scaler = fresh_scaler(trainer.scaler, trainer.device)
+    trainer.scaler = torch.amp.GradScaler(trainer.device.type, enabled=trainer.scaler.is_enabled())
+    if good.scaler:
+        trainer.scaler.load_state_dict(good.scaler)
     place = f"step {good.step}" if good.step else "the first weights"
     return good, f"{where}: back to {place}, and on with the learning rate times {LOWER_RATE:g}"
 

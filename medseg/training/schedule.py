@@ -18,12 +18,13 @@ SAFETY = 0.96  # of the budget: the rest is for checkpoints, curves and the mode
 class Schedule(Section):
     """What was decided when a training started, `schedule.json`; a resumed run reads it and decides nothing anew.
 
-    Only what the training met is added later: too little memory, and a return to a lower learning rate (in `reasons`).
+    Only what the training met is added later: too little memory, a return to a lower learning rate (in `reasons`), and what
+    another machine or the configuration of a later sitting made of it (`decide.take_over`).
 
     Args:
         steps: optimizer steps in all. validation_interval: epochs between validations; the last epoch is always validated.
         compile, channels_last, workers, augment_on, precision, device: the choices made for this machine.
-        pieces: in which a batch goes through the network, where the GPU's memory does not hold it whole.
+        micro_batches: in which a batch goes through the network, where the GPU's memory does not hold it whole.
         step_seconds, validation_seconds: measured for them; None where nothing was.
         reasons: how each was derived, in words.
     """
@@ -35,7 +36,7 @@ class Schedule(Section):
     channels_last: bool = False
     workers: int = 0
     augment_on: str = "cpu"
-    pieces: int = 1
+    micro_batches: int = 1
     precision: str = "float32"
     device: str = "cpu"
     step_seconds: float | None = None

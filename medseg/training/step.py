@@ -18,7 +18,7 @@ from medseg.training.on_device import Applier
 from medseg.training.optimizer import set_learning_rate
 
 Batch = dict[str, Any]
-MEMORY_REASON = "the GPU's memory does not hold the batch whole, so it goes through the network in pieces"
+MEMORY_REASON = "the GPU's memory does not hold the batch whole, so its gradients are accumulated over micro-batches"
 
 
 @dataclass
@@ -32,8 +32,8 @@ class Trainer:
         dtype: of the arithmetic; sums and weights stay float32.
         scaler: keeps float16 gradients from vanishing; disabled otherwise.
         processes: that train together; each steps on its own share of the batch.
-        pieces: in which a batch goes through the network; doubled where memory does not hold it. The loss is then the mean
-            of the pieces' losses, each by its share of the samples: for a Dice over the batch that is a Dice a piece.
+        micro_batches: in which a batch goes through the network, gradients accumulated; doubled where memory does not hold it.
+            The loss is then the mean of theirs, each by its share of the samples: for a Dice over the batch, a Dice of each.
         augment: bends and changes the batch on the device, where workers leave that to it.
     """
 
@@ -46,7 +46,7 @@ class Trainer:
     gradient_clip: float
     scaler: torch.amp.GradScaler
     processes: Processes = ALONE
-    pieces: int = 1
+    micro_batches: int = 1
     augment: Applier | None = None
 
     def step(self, batch: Batch, learning_rate: float, seed: int) -> torch.Tensor:
@@ -88,9 +88,10 @@ class Trainer:
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
         """The loss, its gradients in the parameters."""
-        parts = {key: batch[key].tensor_split(self.pieces) for key in (IMAGE, CLASSES, WEIGHT) if key in batch}
+        count = min(self.micro_batches, len(batch[CLASSES]))  # of more processes than before, each has fewer samples
+        parts = {key: batch[key].tensor_split(count) for key in (IMAGE, CLASSES, WEIGHT) if key in batch}
         losses = []
-        for index in range(self.pieces):
+        for index in range(count):
             piece = {key: values[index].to(self.device, non_blocking=True) for key, values in parts.items()}
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 loss = self.loss(self.forward(piece[IMAGE]), piece[CLASSES], piece.get(WEIGHT))
@@ -100,18 +101,18 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _halve(self, samples: int) -> None:
-        """Take the batch in twice as many pieces from now on."""
+        """Take the batch in twice as many micro-batches from now on."""
         if self.processes.world > 1:  # the others wait for this one in the middle of the step
             raise StageError(
                 "the GPU's memory does not hold the share of the batch that a process has; train with more processes, or lower "
                 "`plan.batch_size`, then run `medseg prepare` and train with `--redo train`."
             )
-        if self.pieces >= samples:
+        if self.micro_batches >= samples:
             raise StageError(
                 "the GPU's memory does not hold one patch of this network; lower `plan.memory_gb` or `plan.patch_voxels`, then "
                 "run `medseg prepare` and train with `--redo train`."
             )
-        self.pieces = min(2 * self.pieces, samples)
+        self.micro_batches = min(2 * self.micro_batches, samples)
         self.scaler = fresh_scaler(self.scaler, self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

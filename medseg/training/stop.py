@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import NoReturn
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Stop:
         if self.number is None:  # a cluster may send SIGTERM twice, by itself and through torchrun
             self.number = number
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         """Leave with this process; where only another one was asked, as after SIGTERM.
 
         Raises: KeyboardInterrupt after Ctrl-C; SystemExit with 128 + the signal's number after another.

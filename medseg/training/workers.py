@@ -82,7 +82,7 @@ class _Worker:
         """The batch of the oldest step that was asked for and not answered."""
         try:
             result = self.connection.recv()
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, RuntimeError) as error:  # a RuntimeError where shared memory cannot be opened
             raise self._fault(error) from None
         if isinstance(result, MedsegError):
             raise result
@@ -148,6 +148,9 @@ def _work(dataset: PatchDataset, places: Sequence[int], connection: Connection, 
                 connection.send(dataset.batch(at.value, places))
             except MedsegError as error:
                 connection.send(error)
+            except RuntimeError as error:  # of the sending; a sample's own errors come as StageError
+                text = f"a batch could not be handed over ({' '.join(str(error).split())[:200]}); {LIKELY['SIGBUS']}."
+                connection.send(StageError(text))
 
 
 def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

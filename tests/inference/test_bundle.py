@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import SCHEME, tiny_bundle, tiny_plan, write_tiny_model
@@ -19,7 +20,7 @@ from medseg.core.labels import LabelScheme, Region
 from medseg.inference.bundle import Origin, read_bundle, write_bundle
 from medseg.inference.card import fingerprint_ranges, model_card
 from medseg.inference.postprocess import Postprocessing, Rule
-from medseg.planning.fingerprint import CaseFingerprint, Fingerprint
+from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 
 
 @pytest.fixture
@@ -285,13 +286,16 @@ def test_the_card_says_what_was_chosen_and_where_it_started() -> None:
 
 
 def test_fingerprint_ranges_hold_no_cases() -> None:
-    def case(n: int, foreground: list[list[float]]) -> CaseFingerprint:
+    def voxels(low: float, high: float) -> Intensities:
+        return Intensities(mean=5, std=1, quantiles=np.linspace(low, high, 100).tolist())
+
+    def case(n: int, foreground: list[Intensities]) -> CaseFingerprint:
         return CaseFingerprint(
             shape=(n, 20, 5), spacing=(1.0, 1.0, float(n)), physical=True, zero_share=0, nonzero_box_share=1,
             nonzero_shape=(n, 20, 5), foreground=foreground, class_voxels=[5, 5],
         )  # fmt: skip
 
-    cases = [case(10, [[5, 1, 2, 5, 8]]), case(30, [[6, 1, 1, 6, 11]]), case(20, [])]
+    cases = [case(10, [voxels(2, 8)]), case(30, [voxels(1, 11)]), case(20, [])]
     assert fingerprint_ranges(Fingerprint(channels=1, physical=True, cases=cases)) == {
         "cases": 3,
         "unit": "mm",

@@ -10,6 +10,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
+from medseg.core.errors import StageError
 from medseg.inference.window import importance, predict_logits, swapped, window_starts
 
 
@@ -189,3 +190,26 @@ def test_bfloat16_is_near_and_only_when_asked() -> None:
     rough = predict_logits(network, image, (8, 8, 8), dtype=torch.bfloat16)
     assert rough.dtype == np.float32
     assert 0 < np.abs(exact - rough).max() < 0.05
+
+
+class Cramped(nn.Module):
+    """A network on a device whose memory holds two windows at once, or as many as `most`."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.sizes = most, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.cat([x, -x], dim=1)
+
+
+def test_fewer_windows_go_through_at_once_where_memory_does_not_hold_them() -> None:
+    image, cramped = picture(1, 20, 8, 8), Cramped(2)
+    expected = predict_logits(Cramped(9), image, (8, 8, 8), batch=5)
+    np.testing.assert_array_equal(predict_logits(cramped, image, (8, 8, 8), batch=5), expected)
+    assert cramped.sizes[:2] == [4, 2] or cramped.sizes[:2] == [5, 2]
+    with pytest.raises(StageError, match="does not hold one window"):
+        predict_logits(Cramped(0), image, (8, 8, 8), batch=2)

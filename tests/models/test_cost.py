@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from medseg.models.cost import step_cost
+from medseg.models.cost import overhangs, step_cost
 from medseg.models.registry import build_network
 
 CASES = [
@@ -77,3 +78,37 @@ def test_memory_grows_with_the_batch_and_the_patch():
     small, large = (step_cost("unet", {"features": [4, 8]}, in_channels=1, n_outputs=2, patch_voxels=(n, n, n)) for n in (16, 32))
     assert large.patch_bytes == pytest.approx(8 * small.patch_bytes, rel=0.01)
     assert small.memory_gb(4) - small.memory_gb(2) == pytest.approx(2 * small.patch_bytes / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "patch", "expected"),
+    [
+        ("unet", {}, (64, 64, 64), False),
+        ("unet", {}, (8, 64, 64), False),
+        ("unet", {}, (2, 64, 64), True),  # kernels of 3 over 2 voxels
+        ("unet", {}, (64, 64, 1), False),
+        ("fcn8s", {"width": 0.125}, (64, 64, 64), True),  # kernels of 7 over 2 voxels
+        ("fcn8s", {"width": 0.125}, (64, 64, 1), False),  # the same in a plane
+    ],
+)
+def test_which_networks_have_kernels_longer_than_their_pictures(architecture, options, patch, expected):
+    assert step_cost(architecture, options, in_channels=1, n_outputs=2, patch_voxels=patch).overhangs is expected
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (7, 1), ((1, 3, 3), 1), ((1, 3, 3), (1, 2, 2))])
+@pytest.mark.parametrize("more", [(0, 0, 0), (1, 0, 0), (0, 1, 3), (5, 2, 0)])
+def test_gradients_in_bfloat16_are_right_where_kernels_do_not_overhang(kernel, stride, more):
+    """oneDNN's are not where they do: then they may even end the process, so that cannot be shown here."""
+    torch.manual_seed(0)
+    shape = kernel if isinstance(kernel, tuple) else (kernel,) * 3
+    convolution = nn.Conv3d(16, 16, kernel, stride, [k // 2 for k in shape], bias=False)
+    picture = torch.randn(2, 16, *(k + m for k, m in zip(shape, more, strict=True)))
+    assert not overhangs(convolution, picture.shape[2:]) and overhangs(convolution, (1, 1, 1))
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        convolution.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            answer = convolution(picture)
+        (answer.float() ** 2).mean().backward()
+        gradients.append(convolution.weight.grad.clone())
+    assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()

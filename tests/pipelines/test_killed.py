@@ -208,10 +208,10 @@ def test_sigterm_saves_and_the_rerun_ends_the_same(half, undisturbed, tmp_path):
     assert finish(half.copy(tmp_path / "run")) == undisturbed
 
 
-def test_a_deleted_prepared_file_names_its_case_and_prepare_stores_it_again(half, undisturbed, tmp_path):
+@pytest.mark.parametrize("name", ["image.npy", "case.json"])
+def test_a_deleted_prepared_file_names_its_case_and_prepare_stores_it_again(half, undisturbed, tmp_path, name):
     run = half.copy(tmp_path / "run")
-    image = run.output / "prepare" / "cases" / "train02" / "image.npy"
-    image.unlink()
+    (run.output / "prepare" / "cases" / "train02" / name).unlink()
     before = hashes(run.folder)
     training = run.train()
     assert training.end() == 2
@@ -219,6 +219,20 @@ def test_a_deleted_prepared_file_names_its_case_and_prepare_stores_it_again(half
     assert "`medseg prepare`" in training.text and hashes(run.folder) == before
     assert prepare.run(RunConfig.load(run.config, [f"output={run.output}"])) == 0
     assert finish(run) == undisturbed
+
+
+def test_two_trainings_do_not_write_into_one_folder(half, undisturbed, tmp_path):
+    run = half.copy(tmp_path / "run")
+    first = run.train()
+    assert first.wait_for(moments(run.checkpoint, 2))
+    first.process.send_signal(signal.SIGSTOP)
+    second = run.train()
+    assert second.end() == 2
+    (sentence,) = second.text.splitlines()
+    assert sentence.startswith("StageError: ") and "a training is under way there in another process" in sentence
+    first.process.kill()
+    first.end()
+    assert finish(run) == undisturbed  # a lock ends with the process that holds it
 
 
 def test_a_manifest_that_changed_between_runs_is_refused(half, tmp_path):

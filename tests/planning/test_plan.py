@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,9 +13,13 @@ from medseg.data.config import DataConfig
 from medseg.models.cost import step_cost
 from medseg.planning.config import PlanConfig
 from medseg.planning.edited import edited_plan, values_of
-from medseg.planning.fingerprint import CaseFingerprint, Fingerprint
+from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities, intensities, pooled
 from medseg.planning.machine import Granted, granted_here
 from medseg.planning.plan import Plan, make_plan
+
+
+def liver_voxels(mean=40.0, std=20.0, low=-30.0, high=110.0) -> Intensities:
+    return Intensities(mean=mean, std=std, quantiles=np.linspace(low, high, 100).tolist())
 
 
 def case(shape=(180, 180, 100), spacing=(1.0, 1.0, 1.0), physical=True, **changes) -> CaseFingerprint:
@@ -22,7 +27,7 @@ def case(shape=(180, 180, 100), spacing=(1.0, 1.0, 1.0), physical=True, **change
         "zero_share": 0.0,
         "nonzero_box_share": 1.0,
         "nonzero_shape": shape,
-        "foreground": [[40.0, 20.0, -30.0, 42.0, 110.0]],
+        "foreground": [liver_voxels()],
         "class_voxels": [1000, 100],
     }
     return CaseFingerprint(shape=shape, spacing=spacing, physical=physical, **(values | changes))
@@ -76,6 +81,17 @@ def test_ct_is_scaled_by_the_training_foreground():
         plan([case(foreground=[])], "ct")
 
 
+def test_ct_intensities_are_those_of_all_cases_voxels_together():
+    rng = np.random.default_rng(0)
+    voxels = [rng.normal(mean, 10, 20_000).astype(np.float32) for mean in (0, 60, 200)]
+    together = np.concatenate(voxels)
+    mean, std, low, high = pooled([intensities(v) for v in voxels])
+    assert (mean, std) == pytest.approx((together.mean(), together.std()), rel=1e-3)
+    assert (low, high) == pytest.approx(np.percentile(together, [0.5, 99.5]), abs=1.5)
+    rule = plan([case(foreground=[intensities(v)]) for v in voxels], "ct").preprocessing.normalisation[0]
+    assert (rule.low, rule.high, rule.mean, rule.std) == (low, high, mean, std)
+
+
 def test_skull_stripped_scans_are_cropped_and_normalised_inside():
     made = plan([case(zero_share=0.6, nonzero_box_share=0.5)])
     assert made.preprocessing.crop_nonzero and made.preprocessing.normalisation[0].nonzero
@@ -91,6 +107,10 @@ def test_skull_stripped_scans_are_cropped_and_normalised_inside():
         (("LeftLung",), [1, 2]),
         (("kidney_L", "kidney_R"), [1, 2]),
         (("leftkidney",), [1, 2]),
+        (("kidneyright", "spleen"), [1, 2]),
+        (("lh_hippocampus",), [1, 2]),
+        (("Lung_Rt",), [1, 2]),
+        (("hippocampusAnterior",), [0, 2]),
         (("vertebra_L3", "r2"), [0, 1, 2]),
     ],
 )
@@ -106,6 +126,12 @@ def test_stated_values_win_and_every_value_has_a_reason():
     assert made.preprocessing.spacing == (2, 2, 2)
     assert (made.patch_voxels, made.batch_size, made.flips) == ((32, 32, 32), 5, [0])
     assert {"spacing", "patch_voxels", "batch_size", "flips", "crop_nonzero", "normalisation"} <= set(made.reasons)
+    rules = [{"kind": "fixed", "low": 0, "high": 9, "mean": 4, "std": 2}]
+    made = plan([case()], crop_nonzero=True, order=1, normalisation=rules)
+    assert (made.preprocessing.crop_nonzero, made.preprocessing.order, made.preprocessing.normalisation[0].high) == (True, 1, 9)
+    assert all(made.reasons[key] == "stated in the configuration" for key in ("crop_nonzero", "order", "normalisation"))
+    with pytest.raises(ConfigError, match="has 2 rules and the images have 1 channels"):
+        plan([case()], normalisation=rules * 2)
 
 
 def test_the_number_of_modalities_must_fit():
@@ -374,7 +400,7 @@ def test_the_machine_grants_a_share_of_its_memory(monkeypatch):
     monkeypatch.setattr(
         "medseg.planning.machine.os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2_000_000}[name]
     )
-    monkeypatch.setattr("medseg.planning.machine.CGROUP_LIMITS", ())
+    monkeypatch.setattr("medseg.planning.machine.memory_limit", lambda: math.inf)
     here = granted_here(None, "auto", 5)
     assert (here.device, here.memory_gb, here.minutes, here.reason) == ("cpu", 4.1, 5, "50% of the machine's")
     assert granted_here(3, "cpu", None).memory_gb == 3
@@ -403,14 +429,11 @@ def test_a_processor_that_computes_in_bfloat16_is_taken_to_be_faster(monkeypatch
     assert granted_here(1, "cpu", None, "float32").core_gflops == 40
 
 
-def test_a_job_that_may_not_use_the_whole_machine_is_granted_less(monkeypatch, tmp_path):
-    monkeypatch.setattr("medseg.core.cases.os.sched_getaffinity", lambda _: {0, 5, 6}, raising=False)
-    files = (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
-    monkeypatch.setattr("medseg.planning.machine.CGROUP_LIMITS", files)
+def test_a_job_that_may_not_use_the_whole_machine_is_granted_less(monkeypatch):
+    monkeypatch.setattr("medseg.planning.machine.available_cores", lambda: 3)
+    monkeypatch.setattr("medseg.planning.machine.memory_limit", lambda: math.inf)
     free = granted_here(None, "cpu", None)
     assert free.cores == 3 and "machine's" in free.reason
-    files[0].write_text("max\n")
-    assert granted_here(None, "cpu", None) == free
-    files[1].write_text("2000000000\n")
+    monkeypatch.setattr("medseg.planning.machine.memory_limit", lambda: 2e9)
     here = granted_here(None, "cpu", None)
     assert (here.memory_gb, here.reason) == (1, "50% of what its control group (cgroup) may use")

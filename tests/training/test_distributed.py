@@ -144,11 +144,19 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
 
 
 def test_more_processes_than_gpus_are_a_sentence(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "choose_device", lambda setting: (torch.device("cuda"), ""))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="more processes than the 1 GPUs"), processes("auto"):
+        pass
+
+
+def test_processes_that_torchrun_did_not_start_are_a_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2 and RANK, MASTER_ADDR, MASTER_PORT not set"), processes("cpu"):
         pass
 
 

@@ -133,6 +133,54 @@ def test_asked_to_stop_it_saves_and_leaves(make_job, stop_at, number):
     pd.testing.assert_series_equal(*[pd.read_csv(j.folder / "log.csv").train_loss for j in (whole, stopped)])
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_killed_in_a_validation_it_begins_that_again(make_job, monkeypatch, epoch):
+    whole, broken = make_job("whole"), make_job("broken")
+    train_model(whole)
+    scored, score = [], loop.score_cases
+
+    def scores(*arguments):
+        scored.append(1)
+        if len(scored) == epoch:
+            killed()
+        return score(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop, "score_cases", scores)
+        train_model(broken)
+    assert len(pd.read_csv(broken.folder / "log.csv")) == 1 if epoch == 2 else not (broken.folder / "log.csv").exists()
+    monkeypatch.setattr(Trainer, "step", None if epoch == 2 else Trainer.step)  # after the last epoch no step is taken again
+    train_model(broken)
+    assert equal(last(whole), last(broken)) and equal(load_weights(whole.best), load_weights(broken.best))
+    pd.testing.assert_frame_equal(*[pd.read_csv(j.folder / "log.csv").drop(columns="seconds") for j in (whole, broken)])
+
+
+def test_asked_to_stop_in_a_validation_it_leaves_after_the_case(make_job, monkeypatch):
+    whole, stopped = make_job("whole", epochs=1), make_job("stopped", epochs=1)
+    train_model(whole)
+    predicted, predict = [], validate.predict_logits
+
+    def predict_and_stop(*arguments):
+        predicted.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return predict(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setattr(validate, "predict_logits", predict_and_stop)
+        train_model(stopped)
+    assert error.value.code == 143 and len(predicted) == 1 < len(stopped.val_ids)
+    train_model(stopped)
+    assert equal(last(whole), last(stopped))
+    pd.testing.assert_frame_equal(*[pd.read_csv(j.folder / "log.csv").drop(columns="seconds") for j in (whole, stopped)])
+
+
+def test_a_missing_validation_case_is_found_before_the_first_step(make_job):
+    job = replace(make_job(), val_ids=["c3", "gone"])
+    with pytest.raises(StageError, match="gone"):
+        train_model(job)
+    assert not (job.folder / "schedule.json").exists()
+
+
 def test_a_finished_training_run_again_does_nothing(make_job):
     job = make_job()
     first = train_model(job)
