@@ -1,7 +1,7 @@
 """Samples a second of training, ours beside nnU-Net's on the same network, batch and patch, in one run.
 
     python benchmarks/training.py --data data/hippocampus --work /tmp/speed \\
-        --peer "PEER_PYTHON nnunet_steps.py WORK 8"
+        --peer "PEER_PYTHON nnunet_peer.py steps WORK 8"
 
 The peer's command trains nnU-Net's own plan of the hippocampus (batch 7 of 40 x 56 x 40, widths 32 to 256) for a few steps and
 prints a line `load SECONDS s  step SECONDS s` for each; ours trains the same network on the same cases. They take turns, so that
@@ -35,6 +35,7 @@ from medseg.training.dataset import batches
 from medseg.training.decide import compile_network, decide
 from medseg.training.job import Job, set_up, training_samples
 from medseg.training.step import Batch, Trainer
+from medseg.training.workers import AHEAD
 from pipelines import prepare
 from pipelines.config import RunConfig
 
@@ -69,13 +70,14 @@ def prepared(data: Path, work: Path, name: str, assignments: list[str]) -> Job:
     )
 
 
-def seconds_a_step(trainer: Trainer, stream: Iterable[Batch], steps: int) -> float:
-    """Of the whole loop: waiting for the batch and learning from it; the first step is not counted."""
+def seconds_a_step(trainer: Trainer, stream: Iterable[Batch], steps: int, uncounted: int = 1) -> float:
+    """Of the whole loop: waiting for the batch and learning from it; the first steps are not counted."""
     batches_of_round = iter(stream)
-    trainer.step(next(batches_of_round), learning_rate=1e-4, seed=0)
+    for number in range(uncounted):
+        trainer.step(next(batches_of_round), learning_rate=1e-4, seed=number)
     wait_for(trainer.device)
     start = time.perf_counter()
-    for number in range(1, steps + 1):
+    for number in range(uncounted, uncounted + steps):
         trainer.step(next(batches_of_round), learning_rate=1e-4, seed=number)
     wait_for(trainer.device)
     return (time.perf_counter() - start) / steps
@@ -129,10 +131,12 @@ def beside_ready_batch(data: Path, work: Path, steps: int) -> dict[str, Any]:
     if trainer.augment is not None:
         ready = trainer.augment(ready, trainer.device)
     ready = {key: value.to(trainer.device) if isinstance(value, torch.Tensor) else value for key, value in ready.items()}
+    ahead = 1 + AHEAD * schedule.workers  # batches that workers may have made before the clock starts
     real, fed, augment = [], [], trainer.augment
     for _ in range(ROUNDS):
         trainer.augment = augment
-        real.append(seconds_a_step(trainer, batches(samples, 0, steps + 1, schedule.workers, on_gpu), steps))
+        stream = batches(samples, 0, ahead + steps, schedule.workers, on_gpu)
+        real.append(seconds_a_step(trainer, stream, steps, uncounted=ahead))
         trainer.augment = None
         fed.append(seconds_a_step(trainer, itertools.repeat(ready), steps))
     a, b = statistics.median(real), statistics.median(fed)

@@ -34,7 +34,7 @@ from pipelines.run import run as run_all
 
 LONGEST_NAME = 80
 # Sections that the prepared cases do not depend on, or on which `prepare` itself finds out whether they have changed.
-NOT_PREPARED = ("training", "predict", "evaluate", "report", "output")
+NOT_PREPARED = ("seed", "training", "predict", "evaluate", "report", "output")
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def make_cells(path: Path, variations: Sequence[tuple[str, list[Any]]], assignme
         raise ConfigError("give --vary key.path=a,b, each key once.")
     short = short_keys(keys)
     base = override(load_yaml(Path(path)), assignments)
+    if "seed" in keys and (base.get("data") or {}).get("split_seed") is None:
+        base = override(base, [f"data.split_seed={json.dumps(base.get('seed', 0))}"])  # every seed on the same cases
     cells = []
     for values in itertools.product(*(values for _, values in variations)):
         chosen = dict(zip(keys, values, strict=True))
@@ -203,6 +205,8 @@ def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str], base
     models = {title(cell, m.name): m for cell, run in runs.items() for m in run.models}
     places = {title(c.name, m.name): c.config.folder("evaluate", m.name) for c in cells for m in runs[c.name].models}
     evaluations = {name: load_evaluation(place) for name, place in places.items()}
+    if len({frozenset(e.cases["case_id"]) for e in evaluations.values()}) > 1:
+        without = without or "No differences are given, for the settings measure different cases."
     baselines = {} if without else {title(baseline, m.name): m.name for m in runs[baseline].models}
     comparison = compare_with_first(evaluations, baselines, models, first.section("evaluate", EvaluateConfig), first.seed)
     values = {title(c.name, m.name): c.values for c in cells for m in runs[c.name].models}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from medseg.core.cases import map_cases
+from medseg.core.cases import map_cases, worth_workers
 from medseg.core.config import Section, load_yaml, override, parse
 from medseg.core.errors import ConfigError, ManifestError, ModelFileError
 from medseg.core.files import file_sha256, json_sha256, remove, write_text
@@ -45,7 +45,6 @@ SECTIONS = {
     "report": ("medseg.reporting.config", "ReportConfig"),
 }
 COLUMNS = ["case_id", "file", "severity", "problem", "what_to_do"]
-BYTES_WORTH_WORKERS = 50e6  # below it, starting worker processes takes longer than reading the files
 MOST_ROWS_SHOWN = 40
 
 
@@ -232,7 +231,7 @@ def _manifest(config: RunConfig) -> tuple[_Cases, list[Problem]]:
     fold_of: dict[str, int] = {}
     try:
         if config.folds is None:
-            manifest = fill_splits(manifest, data.val_fraction, data.test_fraction, config.seed)
+            manifest = fill_splits(manifest, data.val_fraction, data.test_fraction, config.split_seed)
         else:
             manifest = pool_for_folds(manifest)
             fold_of = fold_of_cases(config.cross_validation(manifest))
@@ -326,8 +325,7 @@ def _findings(cases: _Cases, scheme: LabelScheme | None, problems: list[Problem]
     if cases.manifest is None:
         return []
     named = list(cases.manifest.cases)
-    size = sum(path.stat().st_size for case in named for path in case.images if path.is_file())
-    workers = available_cores() if size > BYTES_WORTH_WORKERS else 1
+    workers = available_cores() if worth_workers(path for case in named for path in case.images) else 1
     look = partial(check_case, scheme=scheme, spacing_mm=cases.spacing_mm)
     findings = []
     for outcome in map_cases(look, named, "check: cases", workers):
@@ -343,16 +341,28 @@ def _findings(cases: _Cases, scheme: LabelScheme | None, problems: list[Problem]
 def _start(config: RunConfig) -> tuple[Plan | None, list[Problem]]:
     """The plan of the model that the training starts from; None where there is none, or none that can be read."""
     from medseg.inference.bundle import read_bundle
+    from medseg.models.registry import parse_models
+    from medseg.planning.plan import require_same_architecture
     from medseg.training.config import TrainingConfig
 
     if not config.settings.get("training") or not _sound(config, "training", TrainingConfig):
         return None, []
     path = config.section("training", TrainingConfig).init_from
     try:
-        return read_bundle(path).description.plan if path else None, []
+        start = read_bundle(path).whole_plan if path else None
     except ModelFileError as error:
         text, cure = f"{config.path}: training: `init_from`: {problem_of(error).problem}", problem_of(error).cure
         return None, [Problem("error", text, cure, file=str(config.path))]
+    try:
+        models = parse_models(config.models, f"{config.path}: models")
+    except ConfigError:
+        return start, []  # said by config_problems
+    try:
+        if start is not None:
+            require_same_architecture(start, {name: {"architecture": m.architecture} for name, m in models.items()})
+    except ConfigError as error:
+        return start, [problem_of(error, file=config.path)]
+    return start, []
 
 
 def _other_scans(start: Plan | None, cases: _Cases, findings: list[CaseFindings], where: str) -> Iterator[Problem]:

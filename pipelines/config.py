@@ -98,7 +98,12 @@ class RunConfig:
         manifest = read_manifest(data.manifest, data.root)
         if self.folds is not None:
             return pool_for_folds(manifest)
-        return fill_splits(manifest, data.val_fraction, data.test_fraction, self.seed)
+        return fill_splits(manifest, data.val_fraction, data.test_fraction, self.split_seed)
+
+    @property
+    def split_seed(self) -> int:
+        """What splits and folds are drawn with."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def cross_validation(self, manifest: Manifest) -> tuple[Fold, ...]:
         """The folds over the pool of `manifest()`; none without `folds`. Raises: ConfigError, ManifestError."""
@@ -106,7 +111,7 @@ class RunConfig:
             return ()
         data = self.data
         pool, where = manifest.of("train"), str(manifest.path)
-        return make_folds(pool, self.folds, data.val_fraction, data.stratify_by, self.seed, where)
+        return make_folds(pool, self.folds, data.val_fraction, data.stratify_by, self.split_seed, where)
 
     def predicted_splits(self) -> tuple[Split, ...]:
         """The splits whose cases are predicted and evaluated: `predict.split`; with `folds` the pool (`train`), or `test`.

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medseg.core.cases import map_cases
+from medseg.core.cases import map_cases, worth_workers
 from medseg.core.errors import ConfigError, StageError
-from medseg.core.files import file_sha256, remove, remove_leftovers, write_text
+from medseg.core.files import file_sha256, held_alone, remove, remove_leftovers, write_text
 from medseg.core.limits import available_cores
 from medseg.core.manifest import Case, Manifest
 from medseg.core.progress import say
@@ -39,13 +39,19 @@ def run(config: RunConfig, redo: bool = False) -> int:
     Args:
         redo: derive the plan and store the cases although nothing has changed.
     """
+    with held_alone(config.output, "prepare or train"):  # a training that is under way reads the cases
+        return _run(config, redo)
+
+
+def _run(config: RunConfig, redo: bool) -> int:
     settings, training = config.section("plan", PlanConfig), _training(config)
     manifest = config.manifest()
     cases = manifest.of("train", "val")
     if unlabelled := [case.case_id for case in cases if case.label is None]:
         raise ConfigError(f"{manifest.path}: training case {unlabelled[0]} has no label; name one or remove the row.")
-    workers = settings.workers or max(1, min(available_cores(), len(cases) // CASES_PER_WORKER))
-    outcomes = map_cases(_hash_case, cases, "prepare: reading files", workers=1)
+    large = worth_workers(path for case in cases for path in case.images)
+    workers = settings.workers or max(1, min(available_cores(), len(cases) // (1 if large else CASES_PER_WORKER)))
+    outcomes = map_cases(_hash_case, cases, "prepare: reading files", workers if large else 1)
     _all_or_stop(outcomes)
     hashes: dict[str, list[str]] = {o.item.case_id: o.result or [] for o in outcomes}
     record = StageRecord(config.folder("prepare"), _inputs(config, settings, training, manifest, hashes))
@@ -207,9 +213,7 @@ def _start(training: TrainingConfig | None) -> Plan | None:
     """The plan of the model that the training starts from, with that model in it."""
     if training is None or training.init_from is None:
         return None
-    about = read_bundle(training.init_from).description
-    network = {"architecture": about.architecture, "options": about.options}
-    return about.plan.model_copy(update={"models": {about.model: network}})
+    return read_bundle(training.init_from).whole_plan
 
 
 def _preview(config: RunConfig, training: TrainingConfig | None, manifest: Manifest, plan: Plan, redo: bool) -> None:

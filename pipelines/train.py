@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from medseg.core.errors import StageError
 from medseg.core.files import file_sha256, held_alone, remove, write_json, write_text
 from medseg.core.manifest import Manifest
@@ -71,8 +73,8 @@ def run(config: RunConfig, redo: bool = False) -> int:
         for name in config.model_names
         for whole in [_job(config, manifest, name, settings, plan)]
     }
-    with processes(settings.device) as team:
-        team.on_main(_begin, config, jobs, redo, manifest, folds)
+    with processes(settings.device) as team, ExitStack() as held:
+        team.on_main(_begin, config, jobs, redo, manifest, folds, held)
         for name, rounds in jobs.items():
             for job in rounds:
                 _train(config, job, team)
@@ -111,7 +113,10 @@ def _fold_job(config: RunConfig, job: Job, fold: Fold) -> Job:
     )
 
 
-def _begin(config: RunConfig, jobs: dict[str, list[Job]], redo: bool, manifest: Manifest, folds: Sequence[Fold]) -> None:
+def _begin(
+    config: RunConfig, jobs: dict[str, list[Job]], redo: bool, manifest: Manifest, folds: Sequence[Fold], held: ExitStack
+) -> None:
+    held.enter_context(held_alone(config.output, "prepare or train"))  # before anything is removed
     _clear_or_refuse(config, jobs, redo)
     if folds:
         _write_folds(config.folder("train", "folds.csv"), manifest, folds)
@@ -134,8 +139,9 @@ def _clear_or_refuse(config: RunConfig, jobs: dict[str, list[Job]], redo: bool) 
 def _write_folds(path: Path, manifest: Manifest, folds: Sequence[Fold]) -> None:
     """folds.csv: which fold holds each case of the pool out."""
     fold_of = fold_of_cases(folds)
-    rows = [f"{c.case_id},{c.patient_id},{fold_of[c.case_id]}" for c in manifest.cases if c.case_id in fold_of]
-    write_text(path, "\n".join(["case_id,patient_id,fold", *rows]) + "\n")
+    rows = [(c.case_id, c.patient_id, fold_of[c.case_id]) for c in manifest.cases if c.case_id in fold_of]
+    table = pd.DataFrame(rows, columns=["case_id", "patient_id", "fold"])
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _record(job: Job) -> StageRecord:
@@ -148,16 +154,10 @@ def _train(config: RunConfig, job: Job, team: Processes) -> None:
         if team.main:
             say(f"train {job.name}: unchanged, skipped")
         return
-    with ExitStack() as held:
-        team.on_main(_begin_alone, job, record, held)
-        trained = train_model(job, team)
-        team.on_main(_finish, config, job, record, trained)
-
-
-def _begin_alone(job: Job, record: StageRecord, held: ExitStack) -> None:
-    """Raises: StageError where another process trains in this folder."""
-    held.enter_context(held_alone(job.folder, "a training"))
-    write_json(job.folder / "inputs.json", record.inputs)
+    if team.main:
+        write_json(job.folder / "inputs.json", record.inputs)
+    trained = train_model(job, team)
+    team.on_main(_finish, config, job, record, trained)
 
 
 def _join(config: RunConfig, name: str, rounds: Sequence[Job], plan: Plan) -> None:

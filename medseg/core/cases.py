@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from medseg.core.errors import CaseError, MedsegError
@@ -17,6 +18,13 @@ from medseg.core.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+BYTES_WORTH_WORKERS = 50e6
+
+
+def worth_workers(files: Iterable[Path]) -> bool:
+    """Whether reading these files takes longer than starting worker processes."""
+    return sum(path.stat().st_size for path in files if path.is_file()) > BYTES_WORTH_WORKERS
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def held_alone(folder: Path, what: str) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs; the system lets go of it when this process ends, however.
 
     Args:
-        what: is done there, for the sentence: `a training`.
+        what: the command that is at it, for the sentence.
     Raises: StageError where another process is at it; OutputError where the folder cannot be written.
     """
     path = folder / ".lock"
@@ -85,9 +85,9 @@ def held_alone(folder: Path, what: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise StageError(f"{folder}: {what} is under way there in another process; wait for it, or end it.") from None
+        raise StageError(f"{folder}: another process is at {what} there; wait for it, or end it.") from None
     except NotImplementedError:  # a file system without locks
-        say(f"{folder}: the file system cannot keep other processes out; see to it that {what} is begun there once only")
+        say(f"{folder}: the file system cannot keep other processes out; see to it that {what} runs there once only")
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}); choose another output.") from error
     try:

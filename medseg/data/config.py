@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ class DataConfig(Section):
         modality: decides how intensities are normalised; a list gives one for each channel.
         val_fraction, test_fraction: shares of the patients (or units) drawn where the manifest's `split` is empty. With `folds`
             nothing is drawn for test, and `val_fraction` of the other folds' patients validate each fold's model.
+        split_seed: of these draws, and of the folds; by default the run's `seed`.
         stratify_by: columns of the manifest whose values each of the `folds` gets in like shares.
         note: a sentence that every report of this data must carry.
         citation, licence: where the data come from and how they may be used.
@@ -39,6 +40,7 @@ class DataConfig(Section):
     modality: Modality | list[Modality] = "other"
     val_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, ge=0, lt=1)
+    split_seed: Annotated[int, Field(ge=0)] | None = None
     stratify_by: list[str] = []
     note: str = ""
     citation: str = ""

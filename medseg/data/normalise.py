@@ -36,7 +36,7 @@ class CaseNormalisation(Section):
     Args:
         clip: cut the brightest and darkest 0.5 % first, against hot pixels and fluorescence outliers.
         nonzero: mean and deviation over voxels that are not 0 (skull-stripped or masked scans); the others stay 0.
-        joint: one mean and deviation over all channels, which keeps the colour of RGB pictures.
+        joint: one mean and deviation over all channels that have such a rule, which keeps the colour of RGB pictures.
     """
 
     kind: Literal["case"] = "case"
@@ -53,7 +53,7 @@ def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
 
     Args:
         image: (C, X, Y, Z) float32.
-        channels: one Normalisation a channel; a joint rule stands for all.
+        channels: one Normalisation a channel; those with a joint rule are scaled together.
         where: the case, for the error.
     Returns: (C, X, Y, Z) float32; a constant channel beside others that are not (an empty dye) is 0 where its own voxels would
         have scaled it.
@@ -66,9 +66,14 @@ def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
         raise IntensityError(
             f"{where} has {len(image)} channels where the plan expects {len(channels)}; give the channels it was planned for."
         )
-    if isinstance(channels[0], CaseNormalisation) and channels[0].joint:
-        return _by_case(image, channels[0], where)
-    return np.stack([_one(c, rule, where) for c, rule in zip(image, channels, strict=True)])
+    result = np.empty_like(image)
+    joint = [index for index, rule in enumerate(channels) if isinstance(rule, CaseNormalisation) and rule.joint]
+    if joint:
+        colours = image[joint]
+        result[joint] = 0 if colours.min() == colours.max() else _by_case(colours, channels[joint[0]], where)
+    for index in set(range(len(channels))) - set(joint):
+        result[index] = _one(image[index], channels[index], where)
+    return result
 
 
 def require_finite(image: Image, where: str) -> None:

@@ -106,6 +106,12 @@ class Bundle:
         return self.description.plan
 
     @property
+    def whole_plan(self) -> Plan:
+        """The plan with the model in it, as the training had it."""
+        network = {"architecture": self.description.architecture, "options": self.description.options}
+        return self.plan.model_copy(update={"models": {self.description.model: network}})
+
+    @property
     def labels(self) -> LabelScheme:
         return self.description.labels
 

@@ -130,6 +130,8 @@ class StoreCase:
 
 def together(measured: list[Measured]) -> Fingerprint:
     """The fingerprint of the set. Raises: StageError where cases differ in channels, or in having a physical size."""
+    if not measured:
+        raise StageError("there is no training case; give some cases of the manifest the split train.")
     channels = {m.channels for m in measured}
     physical = {m.fingerprint.physical for m in measured}
     if len(channels) > 1:

@@ -45,6 +45,8 @@ def _require_sound(plan: Plan, changed: list[str], n_outputs: int, where: str) -
         )
     if "spacing" in changed and not plan.preprocessing.physical and plan.preprocessing.spacing is not None:
         raise ConfigError(f"{where}: `spacing` is stated and the files have no physical size; make it null.")
+    if plan.preprocessing.physical and plan.preprocessing.spacing is None:
+        raise ConfigError(f"{where}: `spacing` is null and the files have a physical size; give the voxel size in mm.")
     if thin := [axis for axis in plan.flips if plan.patch_voxels[axis] == 1]:
         raise ConfigError(f"{where}: `flips` names axis {thin[0]}, along which the patch is one voxel thick; take it out.")
     classes = len(plan.class_voxels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.machine import Granted
 from medseg.planning.networks import Model, hungriest, plan_network
 from medseg.planning.patch import Patch, plan_batch, plan_patch
-from medseg.planning.preparation import plan_preparation, prepared_shapes
+from medseg.planning.preparation import plan_preparation, prepared_shapes, require_rules
 from medseg.planning.sides import STATED, mirrored_axes, swapped_classes
 
 AS_START = "as the model that the training starts from"
@@ -103,6 +103,9 @@ def make_plan(
         preprocessing = plan_preparation(fingerprint, config, modality, reasons)
     else:
         require_same_scans(start, fingerprint.channels, fingerprint.physical, channels)
+        require_same_architecture(start, models)
+        if config.normalisation is not None:
+            require_rules(config.normalisation, fingerprint.channels)
         config = _with_start(config, start)
         stated_ones = {key: getattr(stated, key) for key in PREPARATION if getattr(stated, key) is not None}
         preprocessing = start.preprocessing.model_copy(update={"spacing": config.spacing_mm, **stated_ones})
@@ -161,6 +164,16 @@ def require_same_scans(start: Plan, n_channels: int, physical: bool, channels: S
         )
 
 
+def require_same_architecture(start: Plan, models: Mapping[str, Model]) -> None:
+    """Raises: ConfigError for a model that cannot start from the one in the plan `start`."""
+    (begun,) = {model["architecture"] for model in start.models.values()}
+    if others := [name for name, model in models.items() if model["architecture"] != begun]:
+        raise ConfigError(
+            f"models.{others[0]}: `training.init_from` is a {begun}, and no other architecture can start from it; leave "
+            f"{', '.join(others)} out of `models`."
+        )
+
+
 def _with_start(config: PlanConfig, start: Plan) -> PlanConfig:
     """What the configuration states, and beneath it what the model states that the training starts from."""
     return config.model_copy(
@@ -183,12 +196,11 @@ def _started(model: Model, start: Plan | None) -> tuple[Model, str]:
 
     Options that differ from the architecture's defaults were stated, and win.
     """
-    same = [m for m in (start.models if start else {}).values() if m["architecture"] == model["architecture"]]
-    if start is None or not same or any(model["options"].get(key) is not None for key in SIZE_OPTIONS):
+    if start is None or any(model["options"].get(key) is not None for key in SIZE_OPTIONS):
         return model, STATED
-    options = sizes_of(model["architecture"], same[0]["options"], start.patch_voxels)[0][0]
-    if "weights" in options:
-        options["weights"] = None  # a file of the machine that trained the start
+    (begun,) = start.models.values()
+    # `weights`, a file of the machine that trained the start, stays: it says which layers there are, and is not read again.
+    options = sizes_of(model["architecture"], begun["options"], start.patch_voxels)[0][0]
     defaults = MODELS[model["architecture"]].config().model_dump(mode="json")
     stated = {key: value for key, value in model["options"].items() if value != defaults[key]}
     words = f" ({', '.join(stated)} {STATED})" if stated else ""

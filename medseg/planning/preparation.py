@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from medseg.core.errors import ConfigError
@@ -106,11 +108,7 @@ def _normalisation(
     fingerprint: Fingerprint, config: PlanConfig, modality: str | list[str], reasons: dict[str, str]
 ) -> list[Normalisation]:
     if config.normalisation is not None:
-        if len(config.normalisation) != fingerprint.channels:
-            raise ConfigError(
-                f"`plan.normalisation` has {len(config.normalisation)} rules and the images have {fingerprint.channels} "
-                "channels; give one for each."
-            )
+        require_rules(config.normalisation, fingerprint.channels)
         reasons["normalisation"] = STATED
         return config.normalisation
     modalities = [modality] * fingerprint.channels if isinstance(modality, str) else modality
@@ -130,6 +128,14 @@ def _normalisation(
     }
     reasons["normalisation"] = "; ".join(texts[m] for m in dict.fromkeys(modalities))
     return rules
+
+
+def require_rules(rules: Sequence[Normalisation], channels: int) -> None:
+    """Raises: ConfigError where there is not one for each channel."""
+    if len(rules) != channels:
+        raise ConfigError(
+            f"`plan.normalisation` has {len(rules)} rules and the images have {channels} channels; give one for each."
+        )
 
 
 def _rule(fingerprint: Fingerprint, channel: int, modality: str, many_zeros: bool) -> Normalisation:

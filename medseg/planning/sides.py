@@ -70,7 +70,9 @@ def _forbidden(scheme: LabelScheme, paired: bool) -> dict[int, str]:
     """The axes that must not be mirrored where axes are anatomical, and why."""
     result = {}
     for axis, ends in AXIS_WORDS.items():
-        if names := [s.name for s in scheme.structures if _tells(s.name, ends) and not (axis == 0 and s.paired_with is not None)]:
+        names = [s.name for s in scheme.structures if _tells(s.name, ends) and not (axis == 0 and s.paired_with is not None)]
+        names += [region.name for region in scheme.regions if _tells(region.name, ends)]
+        if names:
             result[axis] = f"the name of {names[0]} tells its ends apart" + (
                 " and no pair is declared for it" if axis == 0 else ""
             )

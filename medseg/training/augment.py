@@ -72,7 +72,8 @@ def slice_axis(patch: Size, spacing: Spacing) -> list[int]:
     """The axis across slices: along which the patch is flat, or voxels are over three times longer; none where both are not."""
     flat = [axis for axis in range(3) if patch[axis] == 1]
     coarse = max(range(3), key=lambda axis: spacing[axis])
-    return flat or ([coarse] if spacing[coarse] > ANISOTROPIC * min(spacing) else [])
+    others = [size for axis, size in enumerate(spacing) if axis != coarse]
+    return flat or ([coarse] if spacing[coarse] > ANISOTROPIC * max(others) else [])
 
 
 def rotation_degrees(config: AugmentationConfig, patch: Size, spacing: Spacing, free: Sequence[int]) -> list[tuple[float, float]]:

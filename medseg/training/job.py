@@ -85,6 +85,8 @@ def set_up(job: Job, processes: Processes = ALONE) -> tuple[Trainer, Schedule]:
     begun = Schedule.load(job.folder / "schedule.json")
     here = take_over(begun, job.settings, device, _overhangs(job)) if begun else _first_schedule(job, device, device_reason)
     schedule = processes.gather(here)[0]
+    share = max(1, job.batch_size // processes.world)  # the smallest that a process has; all take it in as many parts
+    schedule = schedule.model_copy(update={"micro_batches": min(schedule.micro_batches, share)})
     network, sentences = _first_network(job, started=not job.has_checkpoint)
     for sentence in sentences:
         processes.say(f"train {job.name}: {sentence}")

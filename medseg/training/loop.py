@@ -99,6 +99,8 @@ def train_model(job: Job, processes: Processes = ALONE) -> Trained:
                 cases = dataset.cases_of(trouble.step)
                 run.state, what = go_back(job, trainer, run.state, trouble, cases)
                 _note_down(run, "learning_rate", what)
+        if processes.any(stop.number is not None):  # asked in the last moment: all is saved, and what follows takes long
+            _leave(run)
     processes.barrier()  # the best weights are in place
     return Trained(best_weights(job), run.state.best, run.schedule, run.state.seconds)
 

@@ -88,10 +88,9 @@ class Trainer:
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
         """The loss, its gradients in the parameters."""
-        count = min(self.micro_batches, len(batch[CLASSES]))  # of more processes than before, each has fewer samples
-        parts = {key: batch[key].tensor_split(count) for key in (IMAGE, CLASSES, WEIGHT) if key in batch}
+        parts = {key: batch[key].tensor_split(self.micro_batches) for key in (IMAGE, CLASSES, WEIGHT) if key in batch}
         losses = []
-        for index in range(count):
+        for index in range(self.micro_batches):
             piece = {key: values[index].to(self.device, non_blocking=True) for key, values in parts.items()}
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 loss = self.loss(self.forward(piece[IMAGE]), piece[CLASSES], piece.get(WEIGHT))

@@ -44,6 +44,16 @@ def test_joint_normalisation_keeps_the_order_of_colours():
     assert result[0].mean() < result[1].mean() < result[2].mean()
 
 
+@pytest.mark.parametrize("dye_first", [False, True])
+def test_colours_are_scaled_together_and_a_dye_beside_them_alone(dye_first):
+    colours, dye = picture(3) + np.array([0, 20, 40], np.float32).reshape(3, 1, 1, 1), picture() * 1000
+    joint, own = CaseNormalisation(joint=True), CaseNormalisation()
+    parts, rules = ([dye, colours], [own, joint, joint, joint]) if dye_first else ([colours, dye], [joint, joint, joint, own])
+    result = normalise(np.concatenate(parts), rules)
+    np.testing.assert_array_equal(result[1:] if dye_first else result[:3], normalise(colours, [joint] * 3))
+    np.testing.assert_array_equal(result[:1] if dye_first else result[3:], normalise(dye, [own]))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_voxels_that_are_no_numbers_are_refused(bad):
     image = picture()

@@ -87,8 +87,8 @@ def test_memory_grows_with_the_batch_and_the_patch():
         ("unet", {}, (8, 64, 64), False),
         ("unet", {}, (2, 64, 64), True),  # kernels of 3 over 2 voxels
         ("unet", {}, (64, 64, 1), False),
-        ("fcn8s", {"width": 0.125}, (64, 64, 64), True),  # kernels of 7 over 2 voxels
-        ("fcn8s", {"width": 0.125}, (64, 64, 1), False),  # the same in a plane
+        ("fcn8s", {"width": 0.125}, (64, 64, 64), True),  # kernels of 3 over 2 voxels
+        ("fcn8s", {"width": 0.125}, (64, 64, 1), False),  # of 7, but in a plane and without steps
     ],
 )
 def test_which_networks_have_kernels_longer_than_their_pictures(architecture, options, patch, expected):

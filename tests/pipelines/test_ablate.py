@@ -145,6 +145,26 @@ def test_sharing_prepared_cases_survives_a_kill(tmp_path: Path, monkeypatch: pyt
     assert {p.relative_to(target): p.read_bytes() for p in target.rglob("*") if p.is_file()} == files
 
 
+def test_seeds_are_compared_on_the_same_cases(tmp_path: Path) -> None:
+    """Also where the splits are drawn: of the manifest without them."""
+    manifest = write_volume_set(tmp_path, {"": 12})
+    path = write_config(tmp_path, manifest, **SETTINGS)
+    cells = make_cells(path, [("seed", [0, 1])], [], tmp_path / "ablate")
+    splits = [[case.split for case in cell.config.manifest().cases] for cell in cells]
+    assert splits[0] == splits[1] and set(splits[0]) == {"train", "val", "test"}
+    assert [cell.config.seed for cell in cells] == [0, 1]
+
+
+def test_settings_that_measure_other_cases_are_not_held_against_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config(tmp_path, write_volume_set(tmp_path, {"": 8}), **SETTINGS)
+    changes = ["training.steps_per_epoch=1", "models={unet: {features: [4, 8]}}"]
+    assert ablate(path, ["data.split_seed=0,1"], changes) == 0
+    assert pd.read_csv(tmp_path / "run/ablate/ablate.csv").difference.isna().all()
+    assert "No differences are given, for the settings measure different cases." in capsys.readouterr().err
+
+
 def test_a_fault_in_one_cell_is_named(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     run = module.run_all
 

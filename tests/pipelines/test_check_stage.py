@@ -137,6 +137,15 @@ def test_a_start_for_other_channels_is_named(manifest: Path) -> None:
     assert "`init_from` is a model for 2 channels (t1, t2) and these scans have 1" in row.problem
 
 
+def test_a_start_of_another_architecture_is_named(manifest: Path) -> None:
+    model = write_tiny_model(manifest.parent / "start.medseg")
+    training = {"epochs": 1, "init_from": str(model)}
+    models = {"unet": {}, "fcn8s": {"width": 0.0625}}
+    assert check(phantoms.write_config(manifest.parent, manifest, **settings(training=training, models=models))) == 2
+    (row,) = report(manifest.parent).query("severity == 'error'").itertuples()
+    assert "models.fcn8s: `training.init_from` is a unet" in row.problem and "leave fcn8s out" in row.what_to_do
+
+
 def test_a_unit_that_is_not_the_patients_of_the_manifest_is_named(manifest: Path) -> None:
     data = {"root": str(manifest.parent), "manifest": str(manifest), "sampling_unit": "tile"}
     assert check(phantoms.write_config(manifest.parent, manifest, **settings(data=data))) == 2

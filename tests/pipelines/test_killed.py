@@ -84,9 +84,9 @@ class Run:
     def __init__(self, config: Path, output: Path) -> None:
         self.config, self.output = config, output
 
-    def medseg(self, stage: str, *assignments: str, **options) -> Medseg:
+    def medseg(self, stage: str, *assignments: str, redo: bool = False, **options) -> Medseg:
         sets = [part for text in (f"output={self.output}", *assignments) for part in ("--set", text)]
-        return Medseg(stage, str(self.config), *sets, **options)
+        return Medseg(stage, str(self.config), *sets, *(["--redo"] if redo else []), **options)
 
     def train(self, *assignments: str, **options) -> Medseg:
         return self.medseg("train", *assignments, **options)
@@ -164,7 +164,7 @@ def steps_done(checkpoint: Path) -> int:
 def finish(run: Run, *assignments: str) -> bytes:
     """Train to the end, in this process, which has all imports behind it; the model."""
     assert train.run(RunConfig.load(run.config, [f"output={run.output}", *assignments])) == 0
-    assert {path.name for path in run.folder.glob(".*")} <= {".lock"}  # what a kill left is cleared away
+    assert not [path.name for path in run.folder.iterdir() if path.name.startswith(".")]  # what a kill left is cleared away
     return run.model
 
 
@@ -226,10 +226,12 @@ def test_two_trainings_do_not_write_into_one_folder(half, undisturbed, tmp_path)
     first = run.train()
     assert first.wait_for(moments(run.checkpoint, 2))
     first.process.send_signal(signal.SIGSTOP)
-    second = run.train()
-    assert second.end() == 2
-    (sentence,) = second.text.splitlines()
-    assert sentence.startswith("StageError: ") and "a training is under way there in another process" in sentence
+    before = hashes(run.folder)
+    for second in (run.train(), run.medseg("train", redo=True), run.medseg("prepare", redo=True)):
+        assert second.end() == 2
+        (sentence,) = second.text.splitlines()
+        assert sentence.startswith("StageError: ") and "another process is at prepare or train there" in sentence
+    assert hashes(run.folder) == before
     first.process.kill()
     first.end()
     assert finish(run) == undisturbed  # a lock ends with the process that holds it

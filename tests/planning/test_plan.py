@@ -134,6 +134,12 @@ def test_stated_values_win_and_every_value_has_a_reason():
         plan([case()], normalisation=rules * 2)
 
 
+def test_a_region_named_after_a_side_keeps_that_axis_too():
+    regions = [{"name": "left_lung", "structures": ["lobe1"]}, {"name": "lungs", "structures": ["lobe1", "lobe2"]}]
+    made = plan([case()], scheme=scheme_of(("lobe1", "lobe2"), regions=regions))
+    assert made.flips == [1, 2] and "left_lung" in made.reasons["flips"]
+
+
 def test_the_number_of_modalities_must_fit():
     with pytest.raises(ConfigError, match="names 2 channels and the images have 1"):
         plan([case()], ["mr", "ct"])
@@ -319,12 +325,10 @@ def start_plan(**changes) -> Plan:
 
 
 def test_fine_tuning_takes_over_what_its_weights_were_made_for():
-    models = UNET | {"fcn8s": {"architecture": "fcn8s", "options": {"width": 0.125}}}
-    made = plan([case(spacing=(1, 1, 1))], "mr", models=models, start=start_plan())
+    made = plan([case(spacing=(1, 1, 1))], "mr", models=UNET, start=start_plan())
     assert made.preprocessing == start_plan().preprocessing
     assert (made.patch_voxels, made.batch_size) == ((32, 24, 16), 3)
     assert made.models["unet"]["options"]["features"] == [6, 12, 24]
-    assert made.models["fcn8s"]["options"]["width"] == 0.125
     for key in ("spacing", "normalisation", "crop_nonzero", "order", "patch_voxels", "batch_size"):
         assert made.reasons[key] == "as the model that the training starts from", key
     assert "as the model that the training starts from" in made.reasons["models.unet"]
@@ -344,6 +348,20 @@ def test_fine_tuning_keeps_what_the_configuration_states():
     made = plan([case()], models=asked, start=start_plan(models={"big": model | {"options": {"convs_per_stage": 3}}}))
     assert made.models["unet"]["options"]["convs_per_stage"] == 3
     assert "(dropout stated in the configuration)" in made.reasons["models.unet"]
+
+
+def test_fine_tuning_takes_the_layers_that_pretrained_weights_asked_for():
+    network = {"architecture": "fcn8s", "options": {"weights": "vgg16.pth", "width": 0.125, "head_width": 16}}
+    start = start_plan(models={"big": network}, patch_voxels=(64, 64, 1))
+    asked = {"fcn": {"architecture": "fcn8s", "options": {}}}
+    options = plan([case(shape=(90, 90, 1))], models=asked, start=start).models["fcn"]["options"]
+    assert (options["weights"], options["width"], options["head_width"]) == ("vgg16.pth", 0.125, 16)
+
+
+def test_fine_tuning_needs_the_same_architecture():
+    models = UNET | {"fcn8s": {"architecture": "fcn8s", "options": {"width": 0.125}}}
+    with pytest.raises(ConfigError, match=r"models\.fcn8s: `training\.init_from` is a unet, .* leave fcn8s out of `models`"):
+        plan([case()], models=models, start=start_plan())
 
 
 def test_fine_tuning_needs_scans_of_the_same_kind():
@@ -377,6 +395,7 @@ def test_an_edited_plan_is_looked_at():
             {"preprocessing": text["preprocessing"] | {"normalisation": text["preprocessing"]["normalisation"] * 2}},
             "2 rules for 1",
         ),
+        ({"preprocessing": text["preprocessing"] | {"spacing": None}}, "`spacing` is null and the files have a physical size"),
         ({"models": {}}, "`models.unet` follows from"),
         ({"models": {"unet": {"architecture": "unet", "options": {"feature": [1]}}}}, "unknown key `feature`"),
         ({"models": {"unet": {"architecture": "unet"}}}, "needs `architecture` and `options`"),
