@@ -88,7 +88,8 @@ def check_case(case: Case, scheme: LabelScheme | None, spacing_mm: Spacing) -> C
     label = _read(case, case.label, lambda p: read_labels(p, spacing_mm), problems) if case.label else None
     read = [(path, volume) for path, volume in zip(case.images, volumes, strict=True) if volume is not None]
     for path, volume in read:
-        problems += _intensities(case, path, volume, alone=len(case.images) == 1)
+        others = [constant for p, v in read if p != path for constant in _constant(v)]
+        problems += _intensities(case, path, volume, alone=len(case.images) == 1, nothing_else=all(others))
     problems += _grids(case, [(path, volume.grid) for path, volume in read], label.grid if label else None)
     for path in [*(path for path, _ in read), *([case.label] if case.label and label else [])]:
         problems += _geometry(case, path)
@@ -180,7 +181,13 @@ def _read(case: Case, path: Path, read: Callable[[Path], Picture], problems: lis
         return None
 
 
-def _intensities(case: Case, path: Path, volume: Volume, alone: bool) -> Iterator[Problem]:
+def _constant(volume: Volume) -> list[bool]:
+    """Of each channel, whether every voxel holds the same value."""
+    return [bool(channel.min() == channel.max()) for channel in volume.array]
+
+
+def _intensities(case: Case, path: Path, volume: Volume, alone: bool, nothing_else: bool) -> Iterator[Problem]:
+    """Args: alone: it is the case's only file. nothing_else: in no other file of the case is anything to be seen."""
     where = (case.case_id, str(path))
     finite = np.isfinite(volume.array)
     if n_bad := finite.size - int(np.count_nonzero(finite)):
@@ -188,11 +195,11 @@ def _intensities(case: Case, path: Path, volume: Volume, alone: bool) -> Iterato
             "error", f"{path} holds {n_bad} NaN or infinite voxels", "replace them with numbers, or remove the case", *where
         )
         return
-    constant = [bool(channel.min() == channel.max()) for channel in volume.array]
-    if all(constant):
-        yield Problem(
-            "error", f"{path} is constant, every voxel holds the same value", "check the file or remove the case", *where
-        )
+    constant = _constant(volume)
+    if all(constant):  # one of several files may be an empty dye, as one channel of several may
+        severity: Severity = "error" if nothing_else else "warning"
+        text = f"{path} is constant, every voxel holds the same value"
+        yield Problem(severity, text, "check the file or remove the case", *where)
     elif any(constant):
         which = ", ".join(str(number) for number, same in enumerate(constant, start=1) if same)
         yield Problem(
@@ -284,11 +291,13 @@ def _nearly_twice(findings: Sequence[CaseFindings], places: Mapping[str, str]) -
     """Pictures that are nearly those of another split or fold: each with the one that it is most like."""
     known = [f for f in findings if f.thumbnail is not None and places[f.case.case_id]]
     told: set[str] = set()
-    shape = Counter(f.thumbnail.shape for f in known if f.thumbnail is not None).most_common(1)[0][0] if known else ()
-    alike = [f for f in known if f.thumbnail is not None and f.thumbnail.shape == shape]
-    thumbnails = [f.thumbnail for f in alike if f.thumbnail is not None]
-    for pair in near_pairs(thumbnails, [places[f.case.case_id] for f in alike]):
-        f, other = alike[pair.second], alike[pair.first]
+    found = []
+    for shape in sorted({f.thumbnail.shape for f in known if f.thumbnail is not None}):  # slices among slices
+        alike = [f for f in known if f.thumbnail is not None and f.thumbnail.shape == shape]
+        thumbnails = [f.thumbnail for f in alike if f.thumbnail is not None]
+        pairs = near_pairs(thumbnails, [places[f.case.case_id] for f in alike])
+        found += [(pair, alike[pair.second], alike[pair.first]) for pair in pairs]
+    for pair, f, other in sorted(found, key=lambda pair: -pair[0].correlation):
         if f.content == other.content or f.case.case_id in told:
             continue
         told.add(f.case.case_id)

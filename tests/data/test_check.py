@@ -202,6 +202,16 @@ def test_stated_spacing_makes_a_picture_physical(tmp_path: Path) -> None:
     assert check_case(case, SCHEME, (0.5, 0.5, 1.0)).physical
 
 
+def test_an_empty_dye_in_a_file_of_its_own_is_a_warning(case: Case, tmp_path: Path) -> None:
+    dye = tmp_path / "dye.nii.gz"
+    save(dye, np.zeros(SHAPE, np.float32))
+    findings = check_case(replace(case, images=(*case.images, dye)), SCHEME, None)
+    assert "dye.nii.gz is constant" in the_problem(findings, "warning").problem
+    changed(case, lambda image: np.full_like(image, 7))
+    empty = check_case(replace(case, images=(*case.images, dye)), SCHEME, None)
+    assert [p.severity for p in empty.problems] == ["error", "error"]
+
+
 def test_a_constant_colour_is_a_warning(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (9, 8, 3), dtype=np.uint8)
     picture[..., 2] = 0
