@@ -21,7 +21,13 @@ from medseg.training.loop import train_model
 from medseg.training.step import Trainer, step_seed
 
 # Plain gradients: the first steps of adamw divide rounding errors by their own size.
-SETTINGS = {"epochs": 2, "steps_per_epoch": 2, "batch_size": 3, "optimizer": {"name": "sgd", "learning_rate": 0.05}}
+SETTINGS = {
+    "precision": "float32",
+    "epochs": 2,
+    "steps_per_epoch": 2,
+    "batch_size": 3,
+    "optimizer": {"name": "sgd", "learning_rate": 0.05},
+}
 
 
 @pytest.fixture(autouse=True)
