@@ -348,8 +348,10 @@ def _start(config: RunConfig) -> tuple[Plan | None, list[Problem]]:
     if not config.settings.get("training") or not _sound(config, "training", TrainingConfig):
         return None, []
     path = config.section("training", TrainingConfig).init_from
+    if path is None:
+        return None, []
     try:
-        start = read_bundle(path).whole_plan if path else None
+        start = read_bundle(path).whole_plan
     except ModelFileError as error:
         text, cure = f"{config.path}: training: `init_from`: {problem_of(error).problem}", problem_of(error).cure
         return None, [Problem("error", text, cure, file=str(config.path))]
@@ -358,8 +360,7 @@ def _start(config: RunConfig) -> tuple[Plan | None, list[Problem]]:
     except ConfigError:
         return start, []  # said by config_problems
     try:
-        if start is not None:
-            require_same_architecture(start, {name: {"architecture": m.architecture} for name, m in models.items()})
+        require_same_architecture(start, {name: {"architecture": m.architecture} for name, m in models.items()})
     except ConfigError as error:
         return start, [problem_of(error, file=config.path)]
     return start, []
