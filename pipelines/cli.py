@@ -134,15 +134,28 @@ def report(
 
 @app.command()
 def segment(
-    model: Annotated[Path, typer.Argument(help="A model file, model.medseg.")],
-    input: Annotated[Path, typer.Argument(help="A scan, or a folder of scans.")],
-    output: Annotated[Path, typer.Argument(help="Folder for the masks and predictions.csv.")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(help="A model file, or several files or folders of folds that answer together.", show_default=False),
+    ],
+    input: Annotated[Path, typer.Argument(help="A scan, or a folder of scans (DICOM too).", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder for masks, predictions.csv, volumes.csv, qc.csv.", show_default=False)],
+    output_format: Annotated[str, typer.Option(help="same (the scan's own; for DICOM NIfTI), dicom-seg or rtstruct.")] = "same",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write the structures' probabilities too.")] = False,
+    keep_identifiers: Annotated[
+        bool, typer.Option("--keep-identifiers", help="Name DICOM cases after patients, not by pseudonyms.")
+    ] = False,
+    linkage: Annotated[Path | None, typer.Option(help="Write here which pseudonym is which patient.", show_default=False)] = None,
     overlap: Annotated[float, typer.Option(help="How much neighbouring windows overlap, 0 to below 1.")] = 0.5,
-    mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored views: slower, a little better.")] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", "--tta", help="Average over mirrored views: slower, a little better.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, torch or openvino.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    batch: Annotated[int | None, typer.Option(help="Windows at once; by default as in training.", show_default=False)] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows at once.", show_default=False)] = None,
     workers: Annotated[int, typer.Option(help="Scans at once, each in a process of its own.")] = 1,
+    all_windows: Annotated[bool, typer.Option("--all-windows", help="Look at windows too that hold nothing but air.")] = False,
     spacing_mm: Annotated[
         tuple[float, float, float] | None,
         typer.Option(help="Voxel size X Y Z of files that state none.", show_default=False),
@@ -150,9 +163,25 @@ def segment(
     redo: Redo = False,
 ) -> None:
     """Segment every scan in a folder; a scan that cannot be segmented is a row that says why."""
-    options = {"overlap": overlap, "mirror": mirror, "device": device, "precision": precision}
+    options: dict[str, Any] = {"output_format": output_format, "probabilities": probabilities, "skip_air": not all_windows}
+    options |= {"overlap": overlap, "mirror": mirror, "device": device, "runtime": runtime, "precision": precision}
     options |= {"batch": batch, "workers": workers, "spacing_mm": spacing_mm, "redo": redo}
-    raise typer.Exit(_call("segment", "segment", model, input, output, **options))
+    options |= {"keep_identifiers": keep_identifiers, "linkage": linkage}
+    raise typer.Exit(_call("segment", "segment", models, input, output, **options))
+
+
+@app.command()
+def export(
+    model: Annotated[
+        Path, typer.Argument(help="A model file, or the training folder of a cross-validation.", show_default=False)
+    ],
+    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; by default beside the model.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a model's networks for other programs, as ONNX files that onnxruntime runs."""
+    raise typer.Exit(_call("export", "export", model, format, output))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import CaseError, ConfigError, ModelFileError, StageError
-from medseg.core.files import remove, write_text
+from medseg.core.files import remove
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Manifest
 from medseg.core.progress import say
@@ -16,8 +16,9 @@ from medseg.core.record import read_record as read_stage
 from medseg.data.splits import fold_of_cases
 from medseg.inference.bundle import Bundle, read_bundle
 from medseg.inference.config import PredictConfig
+from medseg.inference.records import Record, read_record, stands, write_tables
 from medseg.inference.scans import Scan, images_sha256
-from medseg.inference.segment import Record, exit_code, options_of, predictions_csv, read_record, segment_scans, stands
+from medseg.inference.segment import exit_code, options_of, segment_scans, working_alike
 from pipelines.config import RunConfig
 
 
@@ -71,18 +72,19 @@ def _predict(
         say(f"predict {name}: unchanged, skipped")
         return 0
     assert config.data.root is not None
-    remove(record.path)
-    records: dict[str, Record] = {}
-    for number, part in enumerate(parts):
-        title = f"predict {name}" + (f" fold {number}" if fold_of else "")
-        made = segment_scans(
-            part.model, part.scans, config.data.root, output, settings.engine, title, spacing_mm, redo, table=not fold_of
-        )
-        records |= {r.case_id: r for r in made}
-    ordered = [records[scan.case_id] for scan in scans]
-    if fold_of:
-        write_text(output / "predictions.csv", predictions_csv(ordered))
-    record.write("predict", config.seed, _counts(ordered), model=name)
+    with working_alike(output, inputs):
+        remove(record.path)
+        records: dict[str, Record] = {}
+        for number, part in enumerate(parts):
+            title = f"predict {name}" + (f" fold {number}" if fold_of else "")
+            made = segment_scans(
+                [part.model], part.scans, config.data.root, output, settings.engine, title, spacing_mm, redo, table=not fold_of
+            )
+            records |= {r.case_id: r for r in made}
+        ordered = [records[scan.case_id] for scan in scans]
+        if fold_of:
+            write_tables(output, ordered)
+        record.write("predict", config.seed, _counts(ordered), model=name)
     return exit_code(ordered)
 
 

@@ -25,15 +25,18 @@ from medseg.data.splits import Fold, fold_of_cases
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import Bundle, Description, read_bundle, write_bundle
 from medseg.inference.card import fingerprint_ranges, model_card
+from medseg.inference.runtime import cache_folder
+from medseg.inference.together import join_folds
 from medseg.planning.cases import class_voxels_of
 from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
 from medseg.training.config import TrainingConfig
+from medseg.training.device import choose_device
 from medseg.training.distributed import Processes, processes
-from medseg.training.ensemble import join_folds
 from medseg.training.finish import Finish, choose_finish
 from medseg.training.job import Job
 from medseg.training.loop import Trained, train_model
+from medseg.training.precision import measure_precision, tell_precision
 from medseg.training.start import origin
 from pipelines.config import RunConfig
 from pipelines.prepare import plan_of
@@ -295,6 +298,7 @@ def _bundle(config: RunConfig, job: Job, trained: Trained, finish: Finish) -> Bu
         postprocessing=finish.postprocessing,
         temperature=finish.temperature,
         finish=finish.figures,
+        typical=finish.typical,
         started_from=started_from,
     )
     return Bundle(description, (trained.weights,), card)
@@ -310,7 +314,12 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) -> None:
     """Write the model file, and then the record that says that it is done."""
     finish = choose_finish(job, trained.weights, trained.schedule)
-    write_bundle(job.folder / "model.medseg", _bundle(config, job, trained, finish))
+    bundle = _bundle(config, job, trained, finish)
+    device, cache = choose_device(job.settings.device)[0], cache_folder(job.folder)
+    figures = measure_precision(bundle, job.store, job.val_ids, device, cache)
+    tell_precision(job.name, figures)
+    about = bundle.description.model_copy(update={"precision_figures": figures})
+    write_bundle(job.folder / "model.medseg", replace(bundle, description=about))
     counts = {"train": len(job.train_ids), "val": len(job.val_ids), "steps": trained.schedule.steps}
     best = dict(trained.best)
     best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in best["structures"].items()}

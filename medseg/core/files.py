@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +108,17 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what a kill left of `atomic_path` in a folder that no other process writes to. Raises: OutputError."""
     for path in Path(folder).glob(".*"):
         if TEMPORARY.fullmatch(path.name):
-            remove(path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                remove(path)
 
 
-def files_below(place: Path) -> Iterator[Path]:
+def files_below(place: Path, whole: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
     """Every file of a folder tree, through links too; hidden files and folders are left out.
+
+    Args:
+        whole: tells folders that are named themselves, in place of what is in them.
 
     A link whose target is missing is named as well: it is for the caller to say so. A folder that several links lead to, or a
     link to a folder above it, is gone through once.
@@ -127,8 +133,9 @@ def files_below(place: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(place, onerror=refuse, followlinks=True):
         real = {name: os.path.realpath(Path(folder, name)) for name in sorted(folders) if not name.startswith(".")}
         folders[:] = []
+        yield from (path for name in real if whole(path := Path(folder, name)))
         for name, target in real.items():
-            if target not in seen:
+            if target not in seen and not whole(Path(folder, name)):
                 seen.add(target)
                 folders.append(name)
         yield from (path for name in sorted(files) if not name.startswith(".") and _may_be_file(path := Path(folder, name)))

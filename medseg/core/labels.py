@@ -163,13 +163,15 @@ class LabelScheme(Section):
             scores: (n_outputs, X, Y, Z) logits of the classes, or of the regions.
         Returns: (X, Y, Z) uint8 class indices.
         """
-        return self.decide_by_channel(lambda channel: scores[channel], scores.shape[1:])
+        return self.decide_by_channel(lambda channel: scores[channel], np.zeros(scores.shape[1:], np.uint8))
 
-    def decide_by_channel(
-        self, scores_of: Callable[[int], npt.NDArray[np.float32]], shape: Sequence[int]
-    ) -> npt.NDArray[np.uint8]:
-        """As `decide`, of scores of this (X, Y, Z) shape that are asked for one channel at a time: never all at once."""
-        classes = np.zeros(shape, np.uint8)
+    def decide_by_channel(self, scores_of: Callable[[int], Any], classes: Any) -> Any:
+        """As `decide`, of scores that are asked for one channel at a time: never all at once.
+
+        Args:
+            scores_of: (X, Y, Z) scores of a channel, as numpy or torch has them.
+            classes: (X, Y, Z) uint8 zeros of the same kind and place; filled and returned.
+        """
         if self.regions:
             for channel, index in self.painting:
                 classes[scores_of(channel) > 0] = index
@@ -178,7 +180,8 @@ class LabelScheme(Section):
         for index in range(1, self.n_classes):
             there = scores_of(index)
             classes[there > best] = index
-            best = np.maximum(best, there)
+            if index + 1 < self.n_classes:
+                best = best.clip(min=there)  # the greater of the two
         return classes
 
     def swapped_outputs(self, swaps: Sequence[tuple[int, int]]) -> list[tuple[int, int]] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -16,10 +17,27 @@ def available_cores() -> int:
     return max(1, min(cores, math.ceil(min(_quotas(), default=cores))))
 
 
+def in_threads(do: Callable[[int], None], parts: Sequence[int]) -> None:
+    """Do the parts of an array side by side, as numpy and scipy let other threads work while they compute."""
+    if len(parts) < 2 or available_cores() == 1:
+        for part in parts:
+            do(part)
+        return
+    with ThreadPoolExecutor(min(available_cores(), len(parts))) as pool:
+        list(pool.map(do, parts))
+
+
 def memory_limit() -> float:
     """Bytes that the control group of this process may use; infinite where none is set."""
     files = ("memory.max", "memory/memory.limit_in_bytes", "memory.limit_in_bytes")  # of version 2, and of version 1
     return min((float(text) for folder in _groups() for name in files if (text := _read(folder / name))), default=math.inf)
+
+
+def available_memory() -> float:
+    """Bytes that this process may still take: what is free or can be freed, of the machine and of its control group."""
+    import psutil
+
+    return min(float(psutil.virtual_memory().available), memory_limit())
 
 
 def _quotas() -> Iterator[float]:

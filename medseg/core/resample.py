@@ -10,9 +10,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from medseg.core.grid import Grid
+from medseg.core.limits import in_threads
 
 Array = npt.NDArray[Any]
 INTEGER_TOLERANCE = 1e-4  # of a voxel: below it a mapping is a copy, not an interpolation
+MOST_VOXELS = 2**18  # that are interpolated together: what a processor keeps at hand
 
 
 def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence[int], fill: float = 0) -> Array:
@@ -48,11 +50,18 @@ def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence
         size = turned.shape[axis]
         inside.append((position >= -0.5 - INTEGER_TOLERANCE) & (position <= size - 0.5 + INTEGER_TOLERANCE))
         turned = _along_axis(turned, np.clip(position, 0, size - 1), axis, along)
-    result = np.ascontiguousarray(turned)
+    if all(mask.all() for mask in inside):
+        return np.ascontiguousarray(turned)
+    result = np.array(turned, order="C")  # never the caller's own voxels
     for axis, mask in enumerate(inside, start=1):
         if not mask.all():
             result[(slice(None),) * axis + (~mask,)] = fill
     return result
+
+
+def axes_between(from_grid: Grid, to_grid: Grid) -> tuple[int, int, int] | None:
+    """The axis of `from_grid` under each axis of `to_grid`, or None where the axes are not parallel."""
+    return _parallel_axes(np.linalg.solve(from_grid.affine, to_grid.affine))
 
 
 def _parallel_axes(mapping: Array) -> tuple[int, int, int] | None:
@@ -68,29 +77,55 @@ def _parallel_axes(mapping: Array) -> tuple[int, int, int] | None:
 
 
 def _along_axis(array: Array, position: Array, axis: int, order: int) -> Array:
+    """The array at other positions along one axis; a view where they are a plain part of it."""
     size = array.shape[axis]
     if order == 0 or size == 1:
         # Half-way positions round up, the same on every platform.
         index = np.clip(np.floor(position + 0.5 + 1e-9).astype(int), 0, size - 1)
-        return array if np.array_equal(index, np.arange(size)) else np.take(array, index, axis)
-    if order == 3 and size > 3:
-        array = ndimage.spline_filter1d(array, 3, axis, output=np.float32, mode="mirror")
+        return array[(slice(None),) * axis + (_as_slice(index),)]
+    index, weights = _taps(position, size, order)
+    result = np.empty((*array.shape[:axis], len(position), *array.shape[axis + 1 :]), np.float32)
+    shape = [len(position) if a == axis else 1 for a in range(array.ndim)]
+    # In parts along another axis, side by side: each line is computed by itself, and what is made on the way stays small.
+    across = max((a for a in range(1, array.ndim) if a != axis), key=lambda a: array.shape[a])
+    depth = max(1, MOST_VOXELS * array.shape[across] // max(array.size, result.size))
+
+    def do(start: int) -> None:
+        part = (slice(None),) * across + (slice(start, start + depth),)
+        lines = array[part]
+        if order == 3 and size > 3:
+            lines = ndimage.spline_filter1d(lines, 3, axis, output=np.float32, mode="mirror")
+        total = np.take(lines, index[0], axis)
+        total *= weights[0].reshape(shape)
+        for at, weight in zip(index[1:], weights[1:], strict=True):
+            tap = np.take(lines, at, axis)
+            tap *= weight.reshape(shape)
+            total += tap
+        result[part] = total
+
+    in_threads(do, range(0, array.shape[across], depth))
+    return result
+
+
+def _taps(position: Array, size: int, order: int) -> tuple[list[Array], list[Array]]:
+    """For each of two neighbours, or four for a cubic spline: its index and its weight at each position."""
     first = np.floor(position).astype(int)
     t = position - first
     if order == 1 or size <= 3:
         taps = {0: 1 - t, 1: t}
     else:
         taps = {-1: (1 - t) ** 3 / 6, 0: 2 / 3 - t**2 + t**3 / 2, 1: 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2, 2: t**3 / 6}
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    total: Array | None = None
-    for offset, weight in taps.items():
-        index = np.abs(first + offset)
-        index = np.where(index > size - 1, 2 * (size - 1) - index, index)
-        part = np.take(array, index, axis) * weight.astype(np.float32).reshape(shape)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    index = [np.abs(first + offset) for offset in taps]
+    return [np.where(i > size - 1, 2 * (size - 1) - i, i) for i in index], [w.astype(np.float32) for w in taps.values()]
+
+
+def _as_slice(index: Array) -> Array | slice:
+    """The index as a slice where it runs in steps of one, forwards or backwards."""
+    step = int(index[-1] - index[0]) // max(1, len(index) - 1) or 1
+    if abs(step) != 1 or not np.array_equal(index, index[0] + step * np.arange(len(index))):
+        return index
+    stop = int(index[-1]) + step
+    return slice(int(index[0]), None if stop < 0 else stop, step)
 
 
 def _general(array: Array, mapping: Array, shape: tuple[int, int, int], order: int, fill: float) -> Array:

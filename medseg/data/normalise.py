@@ -15,6 +15,7 @@ from medseg.core.errors import IntensityError
 Image = npt.NDArray[np.float32]
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5  # as nnU-Net clips CT (Isensee et al. 2021, suppl. note 2)
 MOST_VOXELS_FOR_PERCENTILES = 500_000
+VOXELS_AT_ONCE = 2**22
 
 
 class FixedNormalisation(Section):
@@ -48,11 +49,12 @@ class CaseNormalisation(Section):
 Normalisation = Annotated[FixedNormalisation | CaseNormalisation, Field(discriminator="kind")]
 
 
-def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
+def normalise(image: Image, channels: list[Any], where: str = "scan", in_place: bool = False) -> Image:
     """The image with each channel normalised by its rule.
 
     Args:
         image: (C, X, Y, Z) float32.
+        in_place: the result takes the image's memory.
         channels: one Normalisation a channel; those with a joint rule are scaled together.
         where: the case, for the error.
     Returns: (C, X, Y, Z) float32; a constant channel beside others that are not (an empty dye) is 0 where its own voxels would
@@ -66,13 +68,17 @@ def normalise(image: Image, channels: list[Any], where: str = "scan") -> Image:
         raise IntensityError(
             f"{where} has {len(image)} channels where the plan expects {len(channels)}; give the channels it was planned for."
         )
-    result = np.empty_like(image)
+    result = image if in_place else np.empty_like(image)
     joint = [index for index, rule in enumerate(channels) if isinstance(rule, CaseNormalisation) and rule.joint]
     if joint:
         colours = image[joint]
-        result[joint] = 0 if colours.min() == colours.max() else _by_case(colours, channels[joint[0]], where)
+        if colours.min() == colours.max():
+            colours[:] = 0
+        else:
+            _by_case(colours, colours, channels[joint[0]], where)
+        result[joint] = colours
     for index in set(range(len(channels))) - set(joint):
-        result[index] = _one(image[index], channels[index], where)
+        _one(image[index], result[index], channels[index], where)
     return result
 
 
@@ -82,28 +88,45 @@ def require_finite(image: Image, where: str) -> None:
         raise IntensityError(f"{where} holds {n_bad} NaN or infinite voxels; replace them.")
 
 
-def _one(channel: Image, rule: FixedNormalisation | CaseNormalisation, where: str) -> Image:
+def _one(channel: Image, result: Image, rule: FixedNormalisation | CaseNormalisation, where: str) -> None:
+    """Write the channel, normalised, to `result`, which may be the channel itself."""
     if isinstance(rule, FixedNormalisation):
-        return ((np.clip(channel, rule.low, rule.high) - rule.mean) / rule.std).astype(np.float32)
-    return np.zeros_like(channel) if channel.min() == channel.max() else _by_case(channel, rule, where)
+        np.clip(channel, rule.low, rule.high, out=result)
+        result -= rule.mean
+        result /= rule.std
+    elif channel.min() == channel.max():
+        result[:] = 0
+    else:
+        _by_case(channel, result, rule, where)
 
 
-def _by_case(image: Image, rule: CaseNormalisation, where: str) -> Image:
-    inside = image != 0 if rule.nonzero else None
-    voxels = image[inside] if inside is not None else image
+def _by_case(image: Image, result: Image, rule: CaseNormalisation, where: str) -> None:
+    zero = image == 0 if rule.nonzero else None
+    voxels = image if zero is None else image[~zero]
     if voxels.min() == voxels.max():  # of a channel that is not constant, so there are zeros around them
         raise IntensityError(f"{where} is constant where it is not 0; check the file or remove the case.")
-    if rule.clip:
-        low, high = np.percentile(thinned(voxels), [LOW_PERCENTILE, HIGH_PERCENTILE])
-        # A picture that is almost all background has equal percentiles; then its outliers are the signal.
-        if high > low:
-            image = np.clip(image, low, high)
-            voxels = image[inside] if inside is not None else image
-    mean, std = voxels.mean(dtype=np.float64), voxels.std(dtype=np.float64)
-    result = ((image - mean) / std).astype(np.float32)
-    if inside is not None:
-        result[~inside] = 0
-    return result
+    low, high = np.percentile(thinned(voxels), [LOW_PERCENTILE, HIGH_PERCENTILE]) if rule.clip else (0, 0)
+    # A picture that is almost all background has equal percentiles; then its outliers are the signal.
+    if high > low:
+        image = np.clip(image, low, high, out=result)
+        voxels = image if zero is None else image[~zero]
+    mean = voxels.mean(dtype=np.float64)
+    std = _deviation(voxels, mean)
+    for part, target in zip(_parts(image), _parts(result), strict=True):
+        target[:] = (part - mean) / std  # in double precision, a part at a time
+    if zero is not None:
+        result[zero] = 0
+
+
+def _deviation(voxels: Image, mean: np.float64) -> np.float64:
+    """The standard deviation, in double precision without a copy of the voxels in it."""
+    squares = sum(float(np.square(part - mean).sum()) for part in _parts(voxels))
+    return np.sqrt(np.float64(squares / voxels.size))
+
+
+def _parts(image: Image) -> list[Image]:
+    """The image in views of some millions of voxels."""
+    return np.array_split(image, -(-image.size // VOXELS_AT_ONCE), int(np.argmax(image.shape)))
 
 
 def thinned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -36,14 +36,16 @@ class Preprocessing(Section):
     order: Order | tuple[Order, Order, Order] = 3
 
 
-def preprocess(volume: Volume, preprocessing: Preprocessing, where: str = "scan") -> Volume:
+def preprocess(volume: Volume, preprocessing: Preprocessing, where: str = "scan", use_up: bool = False) -> Volume:
     """The scan as the network sees it, on its prepared grid (`Volume.grid` of the result).
 
+    Args:
+        use_up: the volume's voxels may be overwritten, which saves a copy of them.
     Raises: GridMismatchError where the scan states a physical size and the plan does not, or the other way round;
         IntensityError as `normalise`.
     """
     grid = prepared_grid(volume, preprocessing, where)
-    normalised = normalise(volume.array, preprocessing.normalisation, where)
+    normalised = normalise(volume.array, preprocessing.normalisation, where, in_place=use_up)
     return Volume(resample(normalised, volume.grid, grid, preprocessing.order), grid)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class LoadVolumed(MapTransform):  # type: ignore[misc]
 class Preprocessd(MapTransform):  # type: ignore[misc]
     """MetaTensor on the scan's grid -> MetaTensor on the prepared grid (`Preprocessing`); adds the `Grid` as `grid`.
 
+    The scan's own voxels are used up: a large volume is held once.
+
     Keys in `label_keys` follow the first key onto its prepared grid.
     """
 
@@ -72,7 +74,7 @@ class Preprocessd(MapTransform):  # type: ignore[misc]
         result = dict(data)
         first = self.keys[0]
         scan = Volume(np.asarray(data[first]), data[f"{first}_grid"])
-        prepared = preprocess(scan, self.preprocessing, str(data.get("case_id", "scan")))
+        prepared = preprocess(scan, self.preprocessing, str(data.get("case_id", "scan")), use_up=True)
         result[first], result["grid"] = _tensor(prepared.array, prepared.grid), prepared.grid
         for key in self.label_keys:
             classes = resample_classes(np.asarray(data[key])[0], data[f"{key}_grid"], prepared.grid)
@@ -80,9 +82,28 @@ class Preprocessd(MapTransform):  # type: ignore[misc]
         return result
 
 
-def scan_transform(preprocessing: Preprocessing, spacing_mm: tuple[float, float, float] | None = None) -> Compose:
-    """{"image": paths, "case_id"} -> "image" MetaTensor prepared, "grid" its Grid, "image_grid" the scan's own Grid."""
-    return Compose([LoadVolumed(["image"], spacing_mm=spacing_mm), Preprocessd(["image"], preprocessing)])
+class LookAtd(MapTransform):  # type: ignore[misc]
+    """Adds what a function finds in the scan (`Volume`) of a key before it is used up, under another name."""
+
+    def __init__(self, key: str, name: str, look: Callable[[Volume], Any]) -> None:
+        super().__init__([key])
+        self.name, self.look = name, look
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        key = self.keys[0]
+        return dict(data) | {self.name: self.look(Volume(np.asarray(data[key]), data[f"{key}_grid"]))}
+
+
+def scan_transform(
+    preprocessing: Preprocessing, spacing_mm: tuple[float, float, float] | None = None, look: LookAtd | None = None
+) -> Compose:
+    """{"image": paths, "case_id"} -> "image" MetaTensor prepared, "grid" its Grid, "image_grid" the scan's own Grid.
+
+    Args:
+        look: a transform that looks at the scan as it was read.
+    """
+    steps = [LoadVolumed(["image"], spacing_mm=spacing_mm), look, Preprocessd(["image"], preprocessing)]
+    return Compose([step for step in steps if step is not None])
 
 
 def training_transform(

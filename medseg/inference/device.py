@@ -24,10 +24,3 @@ def find_device(setting: str, where: str = "device") -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a GPU computes in bfloat16 itself; False on a CPU."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def find_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type to predict in; `auto` is bfloat16 on a GPU that has it and float32 elsewhere."""
-    if precision == "auto":
-        return torch.bfloat16 if has_bfloat16(device) else torch.float32
-    return DTYPES[precision]

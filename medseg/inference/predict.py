@@ -1,25 +1,31 @@
-"""One case through a model: read, preprocess, sliding window, restore to the scan's own grid."""
+"""One case through a model, in three steps: read and prepare it, ask the network, finish the mask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
 
 from medseg.core.errors import CaseError, ModelFileError
+from medseg.core.grid import Grid
 from medseg.core.volume import LabelMap
-from medseg.data.transforms import apply, scan_transform
-from medseg.inference.bundle import Bundle, read_bundle
+from medseg.data.transforms import LookAtd, apply, scan_transform
+from medseg.inference.air import Air
+from medseg.inference.bundle import Bundle
 from medseg.inference.config import EngineConfig
-from medseg.inference.device import find_device, find_dtype
+from medseg.inference.device import find_device
 from medseg.inference.postprocess import postprocess
-from medseg.inference.restore import restore
-from medseg.inference.window import predict_logits
-from medseg.models.layers import to_channels_last
+from medseg.inference.quality import Observer
+from medseg.inference.restore import Restorer
+from medseg.inference.runtime import Arithmetic, cache_folder, choose_arithmetic, ready
+from medseg.inference.together import read_models
+from medseg.inference.window import Empty, Run, Slab, count_windows, predict_slabs
+from medseg.io.formats import Source
 
 Spacing = tuple[float, float, float] | None
 
@@ -29,66 +35,134 @@ class LoadedModel:
     """A model on a device, ready to predict."""
 
     bundle: Bundle
-    networks: list[nn.Module]
+    run: Run
     device: torch.device
-    dtype: torch.dtype
+    arithmetic: Arithmetic
 
 
-def load_model(path: Path, settings: EngineConfig, sha256: str = "") -> LoadedModel:
-    """The model in a file, on the device and with the arithmetic that the settings ask for.
+@dataclass(eq=False)
+class Prepared:
+    """A scan as the network sees it.
 
     Args:
-        sha256: what the file must have; empty accepts any.
+        image: (C, X, Y, Z) float32 on `grid`.
+        scan_grid: the scan's own.
+        empty: tells windows that need no network; None where every one is looked at.
+    """
+
+    image: npt.NDArray[np.float32]
+    grid: Grid
+    scan_grid: Grid
+    empty: Empty | None
+    where: str
+
+
+@dataclass(eq=False)
+class Answer:
+    """What the network says of a scan.
+
+    Args:
+        classes: (X, Y, Z) uint8 class indices on the scan's grid, 0 the background.
+        observer: how sure it was.
+        windows, skipped: how many there were, and how many needed no network.
+    """
+
+    classes: LabelMap
+    observer: Observer
+    windows: int = 0
+    skipped: int = 0
+
+
+def load_model(
+    places: Sequence[Path], settings: EngineConfig, sha256: str = "", threads: int | None = None, scans: int = 1
+) -> LoadedModel:
+    """The model in one file, or in several places together, on the device and with the arithmetic that the settings ask for.
+
+    Args:
+        places: as `read_models` takes them.
+        sha256: what the model must have; empty accepts any.
+        threads: of the processor; None takes all that this process may use.
+        scans: how many are to be segmented.
     Raises: ModelFileError; ConfigError where a GPU is asked for and there is none.
     """
     device = find_device(settings.device)
-    bundle = read_bundle(path)
+    bundle = read_models(places, quiet=bool(sha256))
     if sha256 and bundle.sha256 != sha256:
-        raise ModelFileError(f"{path} was replaced while it was in use; start again.")
-    networks = bundle.networks(device)
-    for network in networks:
-        to_channels_last(network)
-    return LoadedModel(bundle, networks, device, find_dtype(settings.precision, device))
+        raise ModelFileError(f"{' and '.join(map(str, places))} was replaced while it was in use; start again.")
+    arithmetic = choose_arithmetic(settings, bundle, device, scans)
+    return LoadedModel(bundle, ready(bundle, arithmetic, device, cache_folder(Path(places[0])), threads), device, arithmetic)
 
 
-def predict_case(
-    model: LoadedModel, images: Sequence[Path], settings: EngineConfig, spacing_mm: Spacing = None, where: str = "scan"
-) -> LabelMap:
-    """The classes of one scan, on its own grid.
+def read_scan(bundle: Bundle, images: Sequence[Source], settings: EngineConfig, spacing_mm: Spacing, where: str) -> Prepared:
+    """Read a scan and prepare it.
 
     Args:
         images: one file a channel, in the order of the plan's channels.
         spacing_mm: voxel size of files that state none.
         where: the case, for errors.
-    Returns: (X, Y, Z) uint8 class indices, 0 the background; `LabelScheme.decode` gives the ids to write.
     Raises: CaseError where the scan cannot be used with this model.
     """
-    bundle, plan = model.bundle, model.bundle.plan
-    scan = apply(scan_transform(plan.preprocessing, spacing_mm), {"image": tuple(images), "case_id": where})
-    logits = None
-    for network, temperature in zip(model.networks, bundle.temperatures, strict=True):
-        answer = predict_logits(
-            network,
-            scan["image"],
-            plan.patch_voxels,
-            overlap=settings.overlap,
-            batch=settings.batch or plan.batch_size,
-            mirror_axes=mirror_axes(bundle, settings),
-            device=model.device,
-            dtype=model.dtype,
-            swaps=bundle.swaps,
-        )
-        answer /= temperature * len(model.networks)
-        logits = answer if logits is None else np.add(logits, answer, out=logits)
-    assert logits is not None
-    if not np.isfinite(logits).all():
-        raise CaseError(f"{where}: the network's answer is not finite; use `precision: float32`, or train the model again.")
-    classes = restore(logits, scan["grid"], scan["image_grid"], bundle.labels)
+    below = bundle.description.fingerprint.get("air_below") if settings.skip_air else None
+    look = None if below is None else LookAtd("image", "air", lambda scan: Air(scan, below))
+    scan = apply(scan_transform(bundle.plan.preprocessing, spacing_mm, look), {"image": tuple(images), "case_id": where})
+    empty = scan["air"].empty(scan["grid"], bundle.labels) if look else None
+    return Prepared(np.asarray(scan["image"]), scan["grid"], scan["image_grid"], empty, where)
+
+
+def ask_network(model: LoadedModel, scan: Prepared, settings: EngineConfig, listeners: Sequence[Any] = ()) -> Answer:
+    """The classes of a scan on its own grid, decided slab by slab while the windows go through the network.
+
+    Args:
+        listeners: have an `add(slab)` that is shown each slab of logits.
+    Raises: CaseError where the answer is not finite.
+    """
+    bundle = model.bundle
+    restorer, observer = Restorer(scan.grid, scan.scan_grid, bundle.labels), Observer(bundle.labels)
+    slabs = predict_slabs(
+        model.run,
+        scan.image,
+        bundle.plan.patch_voxels,
+        settings.overlap,
+        settings.batch or (1 if model.device.type == "cpu" else bundle.plan.batch_size),
+        mirror_axes(bundle, settings),
+        model.device,
+        bundle.swaps,
+        scan.empty,
+        observer.compare,
+    )
+    for slab in slabs:
+        _check_finite(slab, scan.where)
+        observer.add(slab.logits)
+        for listener in (restorer, *listeners):
+            listener.add(slab)
+    windows = count_windows(scan.grid.shape, bundle.plan.patch_voxels, settings.overlap)
+    return Answer(restorer.finish(), observer, windows, scan.empty.skipped if scan.empty else 0)
+
+
+def finish_mask(bundle: Bundle, classes: LabelMap) -> LabelMap:
+    """The classes without the pieces that the model's postprocessing leaves out."""
     if bundle.description.postprocessing is None:
         return classes
     return LabelMap(postprocess(classes.array, bundle.description.postprocessing, bundle.labels, classes.grid), classes.grid)
 
 
+def predict_case(
+    model: LoadedModel, images: Sequence[Source], settings: EngineConfig, spacing_mm: Spacing = None, where: str = "scan"
+) -> LabelMap:
+    """The three steps one after the other.
+
+    Returns: (X, Y, Z) uint8 class indices, 0 the background; `LabelScheme.decode` gives the ids to write.
+    Raises: CaseError where the scan cannot be used with this model.
+    """
+    scan = read_scan(model.bundle, images, settings, spacing_mm, where)
+    return finish_mask(model.bundle, ask_network(model, scan, settings).classes)
+
+
 def mirror_axes(bundle: Bundle, settings: EngineConfig) -> tuple[int, ...]:
     """The axes to mirror along: those that the model allows, where mirroring is asked for."""
     return bundle.allowed_flips if settings.mirror else ()
+
+
+def _check_finite(slab: Slab, where: str) -> None:
+    if not torch.isfinite(slab.logits.sum()):  # NaN and infinity reach the sum
+        raise CaseError(f"{where}: the network's answer is not finite; use `precision: float32`, or train the model again.")

@@ -1,19 +1,24 @@
-"""Sliding-window inference: a volume of any size through a network that sees patches."""
+"""Sliding-window inference: a volume of any size through a network that sees patches.
+
+Windows go along one axis, plane after plane. What no later window can touch is handed on at once, so the memory that the answer
+takes depends on the patch and on the picture's cross-section, not on its length.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from torch.nn import functional
 
 from medseg.core.errors import StageError
+from medseg.core.progress import say
 
 SIGMA = 1 / 8  # of the patch; centre voxels have the most context (Isensee et al. 2021)
 LEAST_WEIGHT = 1e-3  # of a patch's corner, so that a voxel seen by corners only is not divided by almost nothing
@@ -21,6 +26,39 @@ LEAST_WEIGHT = 1e-3  # of a patch's corner, so that a voxel seen by corners only
 LEFT_RIGHT = 0  # the axis along which left becomes right
 
 Shape = tuple[int, int, int]
+Corner = tuple[int, int, int]
+Run = Callable[[torch.Tensor], torch.Tensor]
+"""A network ready to be asked: (B, C, *patch) float32 -> (B, K, *patch) float32, on the device where it lives."""
+Compare = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A finished part of a picture's answer.
+
+    Args:
+        axis, start: its first row along this axis of X, Y, Z.
+        logits: (K, X, Y, Z) float32, as many rows as are finished; valid until the next slab is asked for.
+    """
+
+    axis: int
+    start: int
+    logits: torch.Tensor
+
+
+@dataclass
+class Empty:
+    """What no network needs to look at.
+
+    Args:
+        test: whether the box from this voxel to that one (exclusive) holds nothing to find.
+        logits: the answer where every window was left out, one an output.
+        skipped: how many windows were left out; counted while a picture is predicted.
+    """
+
+    test: Callable[[Corner, Corner], bool]
+    logits: Sequence[float]
+    skipped: int = 0
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -35,6 +73,11 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(i * (size - patch) / (count - 1)) for i in range(count)]
 
 
+def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
+    """Windows that the sliding window takes over a picture."""
+    return math.prod(len(window_starts(max(n, p), p, overlap)) for n, p in zip(shape, patch, strict=True))
+
+
 @lru_cache(maxsize=4)
 def importance(patch_voxels: Shape) -> torch.Tensor:
     """(X, Y, Z) float32 weights of a patch's voxels: a Gaussian around its centre, at least `LEAST_WEIGHT`."""
@@ -47,47 +90,113 @@ def importance(patch_voxels: Shape) -> torch.Tensor:
     return weight.clamp_min(LEAST_WEIGHT)
 
 
-def predict_logits(
-    network: nn.Module,
+def predict_slabs(
+    run: Run,
     image: npt.NDArray[np.float32] | torch.Tensor,
     patch_voxels: Sequence[int],
     overlap: float = 0.5,
     batch: int = 1,
     mirror_axes: Sequence[int] = (),
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     swaps: Sequence[tuple[int, int]] = (),
-) -> npt.NDArray[np.float32]:
-    """The network's answer for a whole volume, windows blended by Gaussian weights.
+    empty: Empty | None = None,
+    compare: Compare | None = None,
+) -> Iterator[Slab]:
+    """The network's answer for a whole volume, windows blended by Gaussian weights, slab by slab.
 
     Args:
-        network: (B, C, X, Y, Z) -> (B, K, X, Y, Z), already on `device` and in evaluation mode.
+        run: the network, on `device`.
         image: (C, X, Y, Z) float32; where it is smaller than the patch it is padded with 0 on both sides.
         patch_voxels: window size along X, Y, Z; 1 along an axis takes the volume slice by slice.
         overlap: share of a window that neighbours have in common.
         batch: windows that go through the network together; it changes speed only. Halved where a GPU's memory holds fewer.
         mirror_axes: axes of X, Y, Z; the answer is averaged over all mirror images along them.
-        dtype: of the network's arithmetic; sums are float32 always.
         swaps: outputs that change places where X is mirrored: the left and the right of a pair.
-    Returns: (K, X, Y, Z) float32.
+        empty: tells windows that are left out.
+        compare: shown each mirror image's answer, turned back, and the mean of them all.
+    Yields: slabs in order, together the whole volume.
     Raises: StageError where a GPU's memory does not hold one window.
     """
     device = torch.device(device)
     patch: Shape = (int(patch_voxels[0]), int(patch_voxels[1]), int(patch_voxels[2]))
-    picture = _plain(image)
-    size = tuple(picture.shape[1:])
-    before = [max(0, p - n) // 2 for p, n in zip(patch, size, strict=True)]
-    padded = _padded(picture, patch, before)
+    cut = _Cut(_plain(image), patch)
+    starts = [window_starts(n, p, overlap) for n, p in zip(cut.room, patch, strict=True)]
+    axis = min(range(3), key=lambda a: patch[a] / cut.room[a])  # the fewest rows at once, as a share of the picture
+    corners = _planes(starts, axis)
+    asked = [[empty is None or not empty.test(*cut.box(corner)) for corner in plane] for plane in corners]
     flips = [axes for count in range(len(mirror_axes) + 1) for axes in itertools.combinations(mirror_axes, count)]
-    corners = list(itertools.product(*(window_starts(n, p, overlap) for n, p in zip(padded.shape[1:], patch, strict=True))))
-    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        windows = _answers(network, padded, corners, patch, batch, flips, device, swaps)
-        if len(corners) == 1:
-            logits = next(windows)[1]
-        else:
-            logits = _blended(windows, patch, tuple(padded.shape[1:]), device)
-        logits = logits[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
-        return np.ascontiguousarray(logits.float().cpu().numpy())
+    wanted = list(itertools.compress(itertools.chain(*corners), itertools.chain(*asked)))
+    band = _Band(patch, cut.room, axis, None if empty is None else empty.logits)
+    answers = _answers(run, cut, wanted, batch, flips, device, swaps, band.to_host, compare)
+    if empty is not None:
+        empty.skipped = len(corners) * len(corners[0]) - len(wanted)
+    for index, (plane, ask) in enumerate(zip(corners, asked, strict=True)):
+        for corner in itertools.compress(plane, ask):
+            band.add(corner, next(answers))
+        start = starts[axis][index]
+        stop = starts[axis][index + 1] if index + 1 < len(corners) else cut.room[axis]
+        yield Slab(axis, max(0, start - cut.before[axis]), cut.without_margin(band.finish(stop), axis, start))
+
+
+def predict_logits(
+    run: Run,
+    image: npt.NDArray[np.float32] | torch.Tensor,
+    patch_voxels: Sequence[int],
+    overlap: float = 0.5,
+    batch: int = 1,
+    mirror_axes: Sequence[int] = (),
+    device: torch.device | str = "cpu",
+    swaps: Sequence[tuple[int, int]] = (),
+) -> npt.NDArray[np.float32]:
+    """All slabs of `predict_slabs` together, in main memory. Returns: (K, X, Y, Z) float32."""
+    whole: npt.NDArray[np.float32] | None = None
+    for slab in predict_slabs(run, image, patch_voxels, overlap, batch, mirror_axes, device, swaps):
+        if whole is None:
+            whole = np.empty((slab.logits.shape[0], *image.shape[1:]), np.float32)
+        rows = [slice(None)] * 4
+        rows[slab.axis + 1] = slice(slab.start, slab.start + slab.logits.shape[slab.axis + 1])
+        torch.from_numpy(whole)[tuple(rows)].copy_(slab.logits)
+    assert whole is not None
+    return whole
+
+
+class _Cut:
+    """A picture, and how windows are cut out of it: where it is smaller than the patch, zeros are put around it."""
+
+    def __init__(self, picture: torch.Tensor, patch: Shape) -> None:
+        self.picture, self.patch = picture, patch
+        self.size: Shape = tuple(picture.shape[1:])  # type: ignore[assignment]
+        self.room: Shape = tuple(max(n, p) for n, p in zip(self.size, patch, strict=True))  # type: ignore[assignment]
+        self.before: Corner = tuple((r - n) // 2 for r, n in zip(self.room, self.size, strict=True))  # type: ignore[assignment]
+
+    def __call__(self, corner: Corner) -> torch.Tensor:
+        """(C, *patch)"""
+        first, last = self.box(corner)
+        part = self.picture[(slice(None), *map(slice, first, last))]
+        if part.shape[1:] == self.patch:
+            return part
+        sides = [(b, r - n - b) for b, r, n in zip(self.before, self.room, self.size, strict=True)]
+        return functional.pad(part, [n for pair in reversed(sides) for n in pair])
+
+    def box(self, corner: Corner) -> tuple[Corner, Corner]:
+        """The voxels of the picture that a window sees: the first, and the one after the last."""
+        first = tuple(max(0, c - b) for c, b in zip(corner, self.before, strict=True))
+        last = tuple(min(n, c + p - b) for c, p, b, n in zip(corner, self.patch, self.before, self.size, strict=True))
+        return first, last  # type: ignore[return-value]
+
+    def without_margin(self, logits: torch.Tensor, axis: int, start: int) -> torch.Tensor:
+        """Rows of an answer, from `start` on along the axis, without what was put around the picture."""
+        parts = [slice(b, b + n) for b, n in zip(self.before, self.size, strict=True)]
+        before, size = self.before[axis], self.size[axis]
+        parts[axis] = slice(max(0, before - start), before + size - start)
+        return logits[(slice(None), *parts)]
+
+
+def _planes(starts: list[list[int]], axis: int) -> list[list[Corner]]:
+    """The windows' corners, those with the same place along the axis together."""
+    others = [starts[a] if a != axis else [0] for a in range(3)]
+    plane = list(itertools.product(*others))
+    return [[(*c[:axis], start, *c[axis + 1 :]) for c in plane] for start in starts[axis]]  # type: ignore[misc]
 
 
 def _plain(image: npt.NDArray[np.float32] | torch.Tensor) -> torch.Tensor:
@@ -97,63 +206,67 @@ def _plain(image: npt.NDArray[np.float32] | torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
 
 
-def _padded(picture: torch.Tensor, patch: Shape, before: list[int]) -> torch.Tensor:
-    missing = [max(0, p - n) for p, n in zip(patch, picture.shape[1:], strict=True)]
-    if not any(missing):
-        return picture
-    sides = [(b, m - b) for b, m in zip(before, missing, strict=True)]
-    return functional.pad(picture, [n for pair in reversed(sides) for n in pair])
-
-
 def _answers(
-    network: nn.Module,
-    picture: torch.Tensor,
-    corners: list[tuple[int, ...]],
-    patch: Shape,
+    run: Run,
+    cut: _Cut,
+    corners: list[Corner],
     batch: int,
     flips: list[tuple[int, ...]],
     device: torch.device,
     swaps: Sequence[tuple[int, int]],
-) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-    """Each window's corner and its logits (K, *patch) float32, averaged over the mirror images, in order."""
+    make_room: Callable[[], bool],
+    compare: Compare | None,
+) -> Iterator[torch.Tensor]:
+    """Each window's logits (K, *patch) float32, averaged over the mirror images, in order.
+
+    Where a GPU's memory does not hold a batch, half as many windows are tried, and at last the sums go to main memory.
+    """
     done = 0
     while done < len(corners):
         some = corners[done : done + batch]
         try:
-            stack = torch.stack([_cut(picture, corner, patch) for corner in some]).to(device, non_blocking=True)
-            answers = _mean_over_mirror_images(network, stack, flips, swaps)
+            stack = torch.stack([cut(corner) for corner in some]).to(device, non_blocking=True)
+            answers = _mean_over_mirror_images(run, stack, flips, swaps, compare)
         except torch.OutOfMemoryError:
             answers = None  # what failed lets go of its memory only outside of this block
         if answers is None:
-            batch = _fewer_windows(batch)
+            batch = _fewer_windows(batch, make_room)
             continue
-        yield from zip(some, answers, strict=True)
+        yield from answers
         done += len(some)
 
 
 def _mean_over_mirror_images(
-    network: nn.Module, stack: torch.Tensor, flips: list[tuple[int, ...]], swaps: Sequence[tuple[int, int]]
+    run: Run, stack: torch.Tensor, flips: list[tuple[int, ...]], swaps: Sequence[tuple[int, int]], compare: Compare | None
 ) -> torch.Tensor:
-    total: torch.Tensor | None = None
+    answers = []
     for axes in flips:
         dimensions = [a + 2 for a in axes]
-        answer = network(stack.flip(dimensions) if axes else stack).float()
+        with torch.inference_mode():
+            answer = run(stack.flip(dimensions) if axes else stack)
         answer = answer.flip(dimensions) if axes else answer
-        if LEFT_RIGHT in axes and swaps:
-            answer = answer[:, swapped(answer.shape[1], swaps)]
-        total = answer if total is None else total + answer
-    assert total is not None
-    return total / len(flips) if len(flips) > 1 else total
+        answers.append(answer[:, swapped(answer.shape[1], swaps)] if LEFT_RIGHT in axes and swaps else answer)
+    if len(answers) == 1:
+        return answers[0]
+    mean = sum(answers[1:], answers[0]) / len(answers)
+    if compare is not None:
+        for answer in answers:
+            compare(answer, mean)
+    return mean
 
 
-def _fewer_windows(batch: int) -> int:
-    """Half as many at once. Raises: StageError where there was one only."""
-    if batch == 1:
+def _fewer_windows(batch: int, make_room: Callable[[], bool]) -> int:
+    """Half as many at once; where it was one only, the same after room was made. Raises: StageError where none can be."""
+    if batch > 1:
+        say(f"the GPU's memory does not hold {batch} windows at once; going on with {batch // 2}")
+    elif make_room():
+        say("the GPU's memory does not hold the sums of the answers; going on with them in main memory")
+    else:
         raise StageError(
             "the GPU's memory does not hold one window of this network; end other programs that use it, or state the device cpu."
         )
     torch.cuda.empty_cache()
-    return batch // 2
+    return max(1, batch // 2)
 
 
 def swapped(count: int, swaps: Sequence[tuple[int, int]]) -> list[int]:
@@ -164,26 +277,78 @@ def swapped(count: int, swaps: Sequence[tuple[int, int]]) -> list[int]:
     return order
 
 
-def _blended(
-    windows: Iterator[tuple[tuple[int, ...], torch.Tensor]], patch: Shape, size: tuple[int, ...], device: torch.device
-) -> torch.Tensor:
-    """(K, *size) float32: the weighted mean of the windows over every voxel."""
-    weight = importance(patch)
-    total: torch.Tensor | None = None
-    weights = torch.zeros(size)
-    for corner, logits in windows:
-        if total is None:
-            place = _room(logits.shape[0] * math.prod(size) * 4, device)
-            total, weights, weight = torch.zeros(logits.shape[0], *size, device=place), weights.to(place), weight.to(place)
-        _cut(total, corner, patch).addcmul_(logits.to(place), weight)
-        _cut(weights[None], corner, patch).add_(weight)
-    assert total is not None
-    return total.div_(weights)
+class _Band:
+    """The weighted sums over one plane of windows: as many rows along the axis as the patch has.
+
+    Args:
+        room: of the whole picture, at least the patch.
+        nothing: logits where no window was asked for.
+    """
+
+    def __init__(self, patch: Shape, room: Shape, axis: int, nothing: Sequence[float] | None) -> None:
+        self.patch, self.axis, self.nothing = patch, axis, nothing
+        self.first, self.finished = 0, 0  # the band's first row in the picture; rows at its front that were handed out
+        self.shape = tuple(patch[a] if a == axis else room[a] for a in range(3))
+        self.alone = patch == room  # a single window needs no sums
+        self.weight = importance(patch)
+        self.total: torch.Tensor | None = None
+        self.weights: torch.Tensor | None = None
+
+    def add(self, corner: Corner, logits: torch.Tensor) -> None:
+        """A window's answer (K, *patch); its corner lies in the band's first row."""
+        if self.alone:
+            self.total = logits
+            return
+        self._begin(logits.shape[0], logits.device)
+        assert self.total is not None and self.weights is not None
+        place = tuple(slice(0 if a == self.axis else c, None) for a, c in enumerate(corner))
+        part = tuple(slice(0, p) for p in self.patch)
+        self.total[(slice(None), *place)][(slice(None), *part)].addcmul_(logits.to(self.total.device), self.weight)
+        self.weights[place][part].add_(self.weight)
+
+    def finish(self, stop: int) -> torch.Tensor:
+        """(K, ...) the weighted means of the rows before `stop`, which no later window sees."""
+        if self.alone and self.total is not None:
+            return self.total
+        self._begin(len(self.nothing or ()), torch.device("cpu"))
+        assert self.total is not None and self.weights is not None
+        self.finished, self.first = stop - self.first, stop
+        logits = self.total.narrow(self.axis + 1, 0, self.finished)
+        weights = self.weights.narrow(self.axis, 0, self.finished)
+        if self.nothing is not None and (unseen := weights == 0).any():
+            weights[unseen] = 1
+            for output, logit in zip(logits, self.nothing, strict=True):
+                output[unseen] = logit
+        return logits.div_(weights)
+
+    def to_host(self) -> bool:
+        """Move the sums to main memory. Returns: False where they are there."""
+        if self.total is None or self.total.device.type == "cpu":
+            return False
+        assert self.weights is not None
+        self.total, self.weights, self.weight = self.total.cpu(), self.weights.cpu(), self.weight.cpu()
+        return True
+
+    def _begin(self, outputs: int, device: torch.device) -> None:
+        """See to it that there are sums, and that rows which were handed out have made way for new ones."""
+        if self.total is None:
+            place = _room(outputs * math.prod(self.shape) * 4, device)
+            self.total, self.weights = torch.zeros(outputs, *self.shape, device=place), torch.zeros(self.shape, device=place)
+            self.weight = self.weight.to(place)
+        if self.finished:
+            assert self.weights is not None
+            for sums, axis in ((self.total, self.axis + 1), (self.weights, self.axis)):
+                _move_to_front(sums, axis, self.finished)
+            self.finished = 0
 
 
-def _cut(picture: torch.Tensor, corner: tuple[int, ...], patch: Shape) -> torch.Tensor:
-    x, y, z = corner
-    return picture[:, x : x + patch[0], y : y + patch[1], z : z + patch[2]]
+def _move_to_front(sums: torch.Tensor, axis: int, rows: int) -> None:
+    """Drop the first rows along an axis, in place; as many zeros come in at the end."""
+    size = sums.shape[axis]
+    for start in range(0, size - rows, rows):  # never more at once than was dropped, so that nothing is read after it was written
+        count = min(rows, size - rows - start)
+        sums.narrow(axis, start, count).copy_(sums.narrow(axis, start + rows, count))
+    sums.narrow(axis, size - rows, rows).zero_()
 
 
 def _room(size_bytes: int, device: torch.device) -> torch.device:

@@ -1,6 +1,7 @@
 """Scans and label maps from files and back: the tables of formats, and the functions that everything else uses.
 
-A new format is a file with `read`, `read_grid` and `encode`, and one row of FORMATS.
+A new format is a file with `read`, `read_grid` and `encode`, and one row of FORMATS. A scan's source is a file, a folder that is
+one picture (OME-Zarr), or a DICOM series; a DICOM file, or a folder of them, that holds one series stands for the series.
 """
 
 from __future__ import annotations
@@ -14,19 +15,23 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core.errors import CaseError, GridMismatchError, LabelError, OutputError, UnreadableError
-from medseg.core.files import atomic_path
+from medseg.core.files import atomic_path, files_below
 from medseg.core.grid import Grid
 from medseg.core.volume import LabelMap, Volume
-from medseg.io import metaimage, nifti, nrrd, raster, tiff
+from medseg.io import dicom, metaimage, nifti, nrrd, ome_zarr, raster, tiff
 from medseg.io.picture import Array, Format, Picture, no_warnings
+from medseg.io.series import Series, find_series, is_dicom
 
 Spacing = Sequence[float] | None
+Source = Path | Series
 
 _NIFTI = Format("NIfTI", nifti.read, nifti.read_grid, nifti.encode_gz, ".nii.gz", nifti.warnings)
 _NRRD = Format("NRRD", nrrd.read, nrrd.read_grid, nrrd.encode, ".nrrd", nrrd.warnings)
 _META = Format("MetaImage", metaimage.read, metaimage.read_grid, metaimage.encode, ".mha", no_warnings)
 _RASTER = Format("PNG or JPEG", raster.read, raster.read_grid, raster.encode, ".png", raster.warnings)
 _TIFF = Format("TIFF", tiff.read, tiff.read_grid, tiff.encode, ".tif", tiff.warnings)
+_ZARR = Format("OME-Zarr", ome_zarr.read, ome_zarr.read_grid, None, ".ome.zarr", ome_zarr.warnings)
+_DICOM = Format("DICOM", dicom.read, dicom.read_grid, None, ".nii.gz", dicom.warnings)  # for a series; it has no suffix
 
 # Of two suffixes that fit, the longer one stands first.
 FORMATS: dict[str, Format] = {
@@ -43,18 +48,20 @@ FORMATS: dict[str, Format] = {
     ".ome.tiff": _TIFF,
     ".tif": _TIFF,
     ".tiff": _TIFF,
+    ".ome.zarr": _ZARR,
+    ".zarr": _ZARR,
 }
 SCAN_SUFFIXES: tuple[str, ...] = tuple(FORMATS)
 # Label maps are single files that are written whole, never a header with its voxels elsewhere, nor with loss.
 WRITERS: dict[str, Callable[[Array, Path], bytes]] = {
-    suffix: row.encode for suffix, row in FORMATS.items() if suffix not in (".nhdr", ".mhd", ".jpg", ".jpeg")
+    suffix: row.encode for suffix, row in FORMATS.items() if row.encode and suffix not in (".nhdr", ".mhd", ".jpg", ".jpeg")
 } | {".nii": nifti.encode}
 
 WHOLE_TOLERANCE = 1e-5  # some tools store label 1 as 0.99999997
 STATED_SPACING_TOLERANCE = 0.01
 
 
-def read_volume(path: Path, spacing_mm: Spacing = None) -> Volume:
+def read_volume(path: Source, spacing_mm: Spacing = None) -> Volume:
     """The scan in a file, intensity scaling applied: one channel for grey values, three for colours.
 
     Args:
@@ -67,7 +74,7 @@ def read_volume(path: Path, spacing_mm: Spacing = None) -> Volume:
     return Volume(np.array(picture.array, dtype=np.float32, order="C"), picture.grid)
 
 
-def read_channels(paths: Sequence[Path], spacing_mm: Spacing = None) -> Volume:
+def read_channels(paths: Sequence[Source], spacing_mm: Spacing = None) -> Volume:
     """A scan of one file a channel, or of a single file with all of them.
 
     Raises: UnreadableError as `read_volume`; GridMismatchError where two files do not lie on the same voxels.
@@ -86,7 +93,7 @@ def read_channels(paths: Sequence[Path], spacing_mm: Spacing = None) -> Volume:
     return Volume(np.concatenate([v.array for v in volumes]), volumes[0].grid)
 
 
-def read_labels(path: Path, spacing_mm: Spacing = None) -> LabelMap:
+def read_labels(path: Source, spacing_mm: Spacing = None) -> LabelMap:
     """The label map in a file, with the values that it holds.
 
     Returns: (X, Y, Z) of the smallest unsigned type that holds them.
@@ -100,19 +107,19 @@ def read_labels(path: Path, spacing_mm: Spacing = None) -> LabelMap:
     return LabelMap(_whole(picture.array[0], path), picture.grid)
 
 
-def read_grid(path: Path, spacing_mm: Spacing = None) -> Grid:
+def read_grid(path: Source, spacing_mm: Spacing = None) -> Grid:
     """Where the voxels of a file lie, from its header. Raises: UnreadableError."""
-    with _reading(path) as row:
-        return _stated(row.read_grid(Path(path)), spacing_mm, path)
+    with _reading(path) as (row, source):
+        return _stated(row.read_grid(source), spacing_mm, path)
 
 
-def geometry_warnings(path: Path) -> list[str]:
+def geometry_warnings(path: Source) -> list[str]:
     """What is doubtful in the geometry that a file states, one sentence each. Raises: UnreadableError."""
-    with _reading(path) as row:
-        return row.warnings(Path(path))
+    with _reading(path) as (row, source):
+        return row.warnings(source)
 
 
-def write_labels(path: Path, labels: LabelMap, like: Path) -> None:
+def write_labels(path: Path, labels: LabelMap, like: Source) -> None:
     """Write a label map that lies on the scan `like`, in its format family, whole or not at all.
 
     The geometry fields of the scan's header are copied, not computed, so the affine reads back bit by bit the same;
@@ -125,27 +132,44 @@ def write_labels(path: Path, labels: LabelMap, like: Path) -> None:
     Raises: GridMismatchError where the grids differ, LabelError where the values do not fit 16 bits,
         UnreadableError where `like` cannot be read, OutputError where the file cannot be written.
     """
-    path, like = Path(path), Path(like)
+    path = Path(path)
     grid = read_grid(like)
     as_labelled = grid if grid.physical or not labels.grid.physical else _stated(grid, labels.grid.spacing, like)
     if difference := as_labelled.difference(labels.grid):
         raise GridMismatchError(
-            f"{path}: the labels do not lie on the voxels of {like}: {difference}; restore them to the scan's grid."
+            f"{path}: the labels do not lie on the voxels of {named(like)}: {difference}; restore them to the scan's grid."
         )
     array = _sixteen_bits(labels.array, path)
-    writer = WRITERS.get(_suffix(path))
-    with _reading(like) as row:
-        if writer is None or FORMATS[_suffix(path)] is not row:
-            raise OutputError(f"{path}: labels of {like.name} are {row.name} files; call it {label_name(case_name(path), like)}.")
-        content = writer(array, like)
+    expected = label_name(case_name(path), like)
+    if FORMATS.get(_suffix(path)) is not FORMATS[_suffix(Path(expected))] or _suffix(path) not in (*WRITERS, _ZARR.label_suffix):
+        raise OutputError(
+            f"{path}: labels of {named(like)} are {FORMATS[_suffix(Path(expected))].name} files; call it {expected}."
+        )
+    with _reading(like) as (row, source):
+        if row is _ZARR:
+            ome_zarr.write(array, source, path)  # reads back what it wrote before that takes its name
+            return
+        content = _beside_dicom(array, grid) if row is _DICOM else WRITERS[_suffix(path)](array, source)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
         _check_written(temporary, array, grid, like)
 
 
-def label_name(case_id: str, like: Path) -> str:
+def label_name(case_id: str, like: Source) -> str:
     """The file name of the label map of a scan. Raises: UnreadableError for a suffix that is not in the table."""
-    return case_id + _row(like).label_suffix
+    row, source = _row(like)
+    planar = row is _DICOM and not row.read_grid(source).physical  # a radiograph or a photograph, in pixels
+    return case_id + (_RASTER if planar else row).label_suffix
+
+
+def _beside_dicom(array: Array, grid: Grid) -> bytes:
+    """Labels of a series, as a file of their own: NIfTI has a place for its geometry, and PNG needs none for pixels."""
+    return nifti.encode_placed(array, grid) if grid.physical else raster.encode(array, Path())
+
+
+def named(source: Source) -> str:
+    """A source as messages call it: its path; of DICOM, whose folders may be called after patients, nothing."""
+    return "the series" if isinstance(source, Series) else str(source)
 
 
 def case_name(path: Path) -> str:
@@ -159,46 +183,71 @@ def is_scan(path: Path) -> bool:
     return bool(_suffix(path)) and not Path(path).name.startswith(".")
 
 
+def is_folder_scan(path: Path) -> bool:
+    """True where a folder is one picture, by its name."""
+    return is_scan(path) and FORMATS[_suffix(path)] is _ZARR
+
+
 def _suffix(path: Path) -> str:
     name = Path(path).name.lower()
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), "")
 
 
-def _row(path: Path) -> Format:
+def _row(source: Source) -> tuple[Format, Any]:
+    """The format of a source, and what its functions take: a path, or the series that it stands for."""
+    if isinstance(source, Series):
+        return _DICOM, source
+    path = Path(source)
     if suffix := _suffix(path):
-        return FORMATS[suffix]
+        return FORMATS[suffix], path
+    if path.is_dir() or (path.is_file() and is_dicom(path)):
+        return _DICOM, _only_series(path)
     raise UnreadableError(f"{path} has no suffix that can be read; convert it to one of {', '.join(SCAN_SUFFIXES)}.")
 
 
+def _only_series(path: Path) -> Series:
+    """The one scan among the DICOM files of a folder, or in a file. Raises: UnreadableError."""
+    files = [file for file in files_below(path) if is_dicom(file)] if path.is_dir() else [path]
+    found = find_series(files)
+    scans = [series for series in found if not series.skipped]
+    if len(scans) != 1:
+        what = f"{len(scans)} DICOM series; give a folder for each" if scans else "no DICOM scan; give a scan"
+        raise UnreadableError(f"{path} holds {what}.")
+    return scans[0]
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[Format]:
-    """The row for a file; whatever its reader raises leaves as one UnreadableError that says what and where."""
-    path, row = Path(path), _row(path)
-    if not path.is_file():
-        what = "is a folder; give a file in it" if path.is_dir() else "does not exist; correct the path or bring the file"
-        raise UnreadableError(f"{path} {what}.")
+def _reading(source: Source) -> Iterator[tuple[Format, Any]]:
+    """The row for a source and what it takes; whatever its reader raises leaves as one UnreadableError with what and where."""
+    row, place = _row(source)
+    name = named(source)
+    if isinstance(place, Path) and not (place.is_file() or (row is _ZARR and place.is_dir())):
+        what = "is a folder; give a file in it" if place.is_dir() else "does not exist; correct the path or bring the file"
+        raise UnreadableError(f"{place} {what}.")
     try:
-        yield row
+        yield row, place
     except (CaseError, OutputError):
         raise
     except MemoryError as error:
         raise UnreadableError(
-            f"{path} needs more memory than there is, or its header is damaged; crop it or replace it."
+            f"{name} needs more memory than there is, or its header is damaged; crop it or replace it."
         ) from error
     except PermissionError as error:
-        raise UnreadableError(f"{path} may not be read; give yourself permission to read it.") from error
+        raise UnreadableError(f"{name} may not be read; give yourself permission to read it.") from error
     except Exception as error:  # the libraries raise almost anything on damaged bytes
+        if isinstance(place, Series):  # what they say of it may name the patient
+            raise UnreadableError(f"the series is damaged ({type(error).__name__}); replace it with an intact copy.") from None
         reason = " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__
-        raise UnreadableError(f"{path} is damaged or no {row.name} file ({reason}); replace it with an intact copy.") from error
+        raise UnreadableError(f"{name} is damaged or no {row.name} file ({reason}); replace it with an intact copy.") from error
 
 
-def _read(path: Path, as_labels: bool, spacing_mm: Spacing) -> Picture:
-    with _reading(path) as row:
-        picture = row.read(Path(path), as_labels)
-    return Picture(picture.array, _stated(picture.grid, spacing_mm, path))
+def _read(source: Source, as_labels: bool, spacing_mm: Spacing) -> Picture:
+    with _reading(source) as (row, place):
+        picture = row.read(place, as_labels)
+    return Picture(picture.array, _stated(picture.grid, spacing_mm, source))
 
 
-def _stated(grid: Grid, spacing_mm: Spacing, path: Path) -> Grid:
+def _stated(grid: Grid, spacing_mm: Spacing, path: Source) -> Grid:
     """The grid with the voxel size that a configuration states, where the file states none."""
     if spacing_mm is None:
         return grid
@@ -210,12 +259,12 @@ def _stated(grid: Grid, spacing_mm: Spacing, path: Path) -> Grid:
     if not np.allclose(grid.spacing[:axes], spacing_mm[:axes], rtol=STATED_SPACING_TOLERANCE, atol=0):
         file, config = (" x ".join(f"{v:g}" for v in s[:axes]) for s in (grid.spacing, spacing_mm))
         raise UnreadableError(
-            f"{path} states voxels of {file} mm and the configuration {config} mm; correct or remove data.spacing_mm."
+            f"{named(path)} states voxels of {file} mm and the configuration {config} mm; correct or remove data.spacing_mm."
         )
     return grid
 
 
-def _whole(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _whole(values: npt.NDArray[Any], path: Source) -> npt.NDArray[Any]:
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             whole = np.round(values)
@@ -230,14 +279,14 @@ def _whole(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     return np.array(values, dtype=np.min_scalar_type(int(highest)), order="C")
 
 
-def _refuse(values: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], what: str, path: Path) -> None:
+def _refuse(values: npt.NDArray[Any], wrong: npt.NDArray[np.bool_], what: str, path: Source) -> None:
     if not (count := int(np.count_nonzero(wrong))):
         return
     place = np.unravel_index(int(wrong.argmax()), wrong.shape)
     others = f", as are {count - 1} others" if count > 1 else ""
     where = ", ".join(map(str, place))
     raise LabelError(
-        f"{path}: the value {values[place]:g} at voxel ({where}) {what}{others}; save labels as whole numbers from 0 on."
+        f"{named(path)}: the value {values[place]:g} at voxel ({where}) {what}{others}; save labels as whole numbers from 0 on."
     )
 
 
@@ -249,11 +298,15 @@ def _sixteen_bits(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     return array.astype(np.uint16)
 
 
-def _check_written(temporary: Path, array: npt.NDArray[Any], grid: Grid, like: Path) -> None:
+def _check_written(temporary: Path, array: npt.NDArray[Any], grid: Grid, like: Source) -> None:
     written = _read(temporary, True, None)
     if not np.array_equal(written.array[0], array):
         raise OutputError(f"{temporary.parent}: a label map did not read back as it was written; check the disk.")
-    if not np.array_equal(written.grid.affine, grid.affine) or written.grid.physical != grid.physical:
+    if isinstance(like, Series):  # whose numbers are decimal; a NIfTI header holds them in single precision
+        same = written.grid.difference(grid) is None
+    else:
+        same = np.array_equal(written.grid.affine, grid.affine) and written.grid.physical == grid.physical
+    if not same:
         raise GridMismatchError(
-            f"{like}: its geometry cannot be copied to a label map; write the scan again with a plain header."
+            f"{named(like)}: its geometry cannot be copied to a label map; write the scan again with a plain header."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ GEOMETRY_FIELDS = (
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 SEVERE = 40  # nibabel's level for what it cannot mend
+FULL_SCALE = 65535
+COMMENT = 6  # code of a header extension
+SCANNER = 1  # code of a form whose millimetres are the scanner's
 DISAGREEMENT_VOXELS = 0.1  # above what float32 quaternions lose
 
 # nibabel mends harmless slips and logs each of them; `warnings` says the ones that matter.
@@ -42,10 +46,16 @@ def read(path: Path, as_labels: bool) -> Picture:
         raise UnreadableError(f"{path} holds {dtype} voxels; save it as integers or real numbers.")
     slope, inter = header.get_slope_inter()
     if slope is not None and (slope, inter) != (1.0, 0.0):
-        raw = raw.astype(np.float64)
-        raw *= slope
-        raw += inter
+        raw = _scaled(raw, slope, inter, np.float64 if as_labels else np.float32)
     return Picture(raw[None], grid)
+
+
+def _scaled(raw: Array, slope: float, inter: float, dtype: Any) -> Array:
+    """The values that a header's scaling stands for, computed in double precision slice by slice."""
+    result = np.empty(raw.shape, dtype, order="F")
+    for k in range(raw.shape[-1]):
+        result[..., k] = raw[..., k].astype(np.float64) * slope + inter
+    return result
 
 
 def read_grid(path: Path) -> Grid:
@@ -71,6 +81,42 @@ def encode(labels: Array, like: Path) -> bytes:
 def encode_gz(labels: Array, like: Path) -> bytes:
     """The same, compressed."""
     return gzip_bytes(encode(labels, like))
+
+
+def encode_placed(labels: Array, grid: Grid) -> bytes:
+    """A compressed NIfTI file of `labels` on a grid in mm that no NIfTI header states."""
+    header = _placed(grid)
+    header.set_data_dtype(labels.dtype)
+    header.set_slope_inter(1, 0)
+    return gzip_bytes(bytes(header.binaryblock) + bytes(4) + labels.tobytes(order="F"))
+
+
+def probability_header(grid: Grid, names: list[str]) -> bytes:
+    """The head of a NIfTI file of (X, Y, Z, K) unsigned 16-bit probabilities, `FULL_SCALE` for 1, first axis fastest.
+
+    Args:
+        names: of the K structures; a comment in the file.
+    """
+    header = _placed(grid)
+    header.set_data_dtype(np.uint16)
+    header.set_data_shape((*grid.shape, len(names)))
+    header.set_slope_inter(1 / FULL_SCALE, 0)
+    comment = json.dumps({"structures": names}).encode()
+    size = -(-(len(comment) + 8) // 16) * 16
+    header["vox_offset"] = header.single_vox_offset + size
+    extension = np.array([size, COMMENT], header.endianness + "i4").tobytes() + comment.ljust(size - 8, b"\0")
+    return bytes(header.binaryblock) + b"\1\0\0\0" + extension
+
+
+def _placed(grid: Grid) -> Any:
+    """A header that states a grid; of one without a physical size, as 1 mm a voxel."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(grid.affine, code=SCANNER, strip_shears=True)
+    header.set_sform(grid.affine, code=SCANNER)
+    header["vox_offset"] = header.single_vox_offset
+    return header
 
 
 def warnings(path: Path) -> list[str]:

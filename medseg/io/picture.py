@@ -42,17 +42,18 @@ class Format:
         name: as the user knows it.
         read: the picture in a file; True asks for labels (the indices of a palette, not its colours).
         read_grid: its grid, from the header alone where the format allows it.
-        encode: a label map (X, Y, Z) uint8 or uint16 as the bytes of a file with the geometry fields of the scan given.
+        encode: a label map (X, Y, Z) uint8 or uint16 as the bytes of a file with the geometry fields of the scan given; None
+            where labels are not written so.
         label_suffix: what label maps of such scans are called.
         warnings: what a careful reader should know about the geometry in a file, one sentence each.
     """
 
     name: str
-    read: Callable[[Path, bool], Picture]
-    read_grid: Callable[[Path], Grid]
-    encode: Callable[[Array, Path], bytes]
+    read: Callable[[Any, bool], Picture]
+    read_grid: Callable[[Any], Grid]
+    encode: Callable[[Array, Path], bytes] | None
     label_suffix: str
-    warnings: Callable[[Path], list[str]]
+    warnings: Callable[[Any], list[str]]
 
 
 def no_warnings(path: Path) -> list[str]:

@@ -32,6 +32,7 @@ NO_UNIT = 1
 LZW = 5  # values of the tag Compression, and how far the plain ones and deflate can shrink voxels at best
 MOST_EXPANSION = 2000
 BOUNDED_COMPRESSIONS = (1, LZW, 8, 32946, 32773)
+OME_MILLIMETRES = MILLIMETRES | {"dm": 100.0, "å": 1e-7}  # further units of OME that a microscope may state
 
 
 def read(path: Path, as_labels: bool) -> Picture:
@@ -54,7 +55,7 @@ def read(path: Path, as_labels: bool) -> Picture:
     kept = [i for i in order if i is not None]
     single = tuple(i for i in range(array.ndim) if i not in kept)
     array = array.transpose(*kept, *single)
-    array = array.astype(np.uint8) if array.dtype == bool else array
+    array = array.view(np.uint8) if array.dtype == bool else array
     return Picture(array.reshape(-1, *grid.shape), grid)
 
 
@@ -65,14 +66,38 @@ def read_grid(path: Path) -> Grid:
 
 
 def warnings(path: Path) -> list[str]:
-    """A sentence where a stack states the size of its pixels and not the distance of its slices."""
+    """Sentences for a stack that states the size of its pixels and not the distance of its slices, and for tiles without data."""
     with _opened(path) as (file, series):
         sizes, grid = _sizes_mm(file), _grid(file, series, path)
-    if sizes is None or grid.physical:
-        return []
-    return [
-        f"{path} states a pixel size but no distance between slices; lengths are counted in pixels unless data.spacing_mm is set."
-    ]
+        counts = [count for page in filter(None, series.pages) for count in page.databytecounts]
+    found = []
+    if sizes is not None and not grid.physical:
+        found.append(
+            f"{path} states a pixel size but no distance between slices; "
+            "lengths are counted in pixels unless data.spacing_mm is set."
+        )
+    if empty := counts.count(0):
+        found.append(f"{path}: {empty} of {len(counts)} tiles or strips hold no data and read as empty; check the picture there.")
+    return found
+
+
+def set_files(path: Path) -> list[Path]:
+    """The files that hold the planes of an OME-TIFF, the one with the first plane first; only `path` where it stands alone.
+
+    Each file of a set gives the whole picture, so a set is one scan, and its content is that of all its files.
+
+    Raises: what tifffile raises.
+    """
+    path = Path(path)
+    with tifffile.TiffFile(path) as file:
+        metadata = file.ome_metadata if file.is_ome else None
+    if not metadata or "FileName" not in metadata:
+        return [path]
+    root = ElementTree.fromstring(metadata)
+    planes = [e for e in root.iter() if e.tag.rpartition("}")[2] == "UUID" and e.get("FileName")]
+    names = dict.fromkeys(path.name if e.text == root.get("UUID") else str(e.get("FileName")) for e in planes)
+    files = [path.parent / name for name in names if (path.parent / name).is_file()]
+    return files if path in files else [path]
 
 
 def encode(labels: Array, like: Path) -> bytes:
@@ -89,6 +114,10 @@ def encode(labels: Array, like: Path) -> bytes:
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """The file and its one series of pictures. Raises: UnreadableError for what tifffile logs as an error and passes over."""
     with _listening() as complaints, tifffile.TiffFile(path) as file:
+        if file.is_ome and "BinaryOnly " in (file.ome_metadata or ""):
+            raise UnreadableError(
+                f"{path} keeps its metadata in another file, which is not read; save it as an OME-TIFF of its own."
+            )
         if len(file.series) != 1:
             raise UnreadableError(
                 f"{path} holds {len(file.series)} pictures of different sizes or kinds; save the one to segment alone."
@@ -136,19 +165,32 @@ def _check_axes(series: Any, path: Path) -> None:
 
 
 def _check_whole(series: Any, path: Path) -> None:
-    """Raise UnreadableError for pixels that lie beyond the end of the file, and for LZW data that the decoder would choke on."""
+    """Raise UnreadableError for planes and pixels that are not there, and for LZW data that the decoder would choke on."""
+    pages = list(series.pages)
+    if missing := sum(page is None for page in pages):
+        raise UnreadableError(
+            f"{path}: {missing} of the {len(pages)} planes that its metadata state are missing; "
+            "bring the other files of its set, or save it again."
+        )
     if series.keyframe.compression in BOUNDED_COMPRESSIONS and series.nbytes > MOST_EXPANSION * path.stat().st_size:
         shape = " x ".join(map(str, series.shape))
         raise UnreadableError(f"{path} states {shape} pixels, which its size cannot hold; replace it with an intact copy.")
-    for page in filter(None, series.pages):
-        file = page.parent.filehandle
-        for start, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if start + count > file.size:  # some decoders are content with less than the file should hold
-                raise UnreadableError(f"{path} is truncated: pixels lie beyond its end; replace it with an intact copy.")
-            if series.keyframe.compression == LZW:
-                file.seek(start)
-                if count and not lzw.is_sound(file.read(count)):
-                    raise UnreadableError(f"{path} is damaged in its LZW data; replace it with an intact copy.")
+    for page in pages:
+        file = page.parent.filehandle  # perhaps of another file of the set, and closed
+        segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        if any(start + count > file.size for start, count in segments):  # some decoders are content with less
+            raise UnreadableError(f"{path} is truncated: pixels lie beyond its end; replace it with an intact copy.")
+        if series.keyframe.compression == LZW and not _is_sound_lzw(Path(file.path), segments):
+            raise UnreadableError(f"{path} is damaged in its LZW data; replace it with an intact copy.")
+
+
+def _is_sound_lzw(path: Path, segments: list[tuple[int, int]]) -> bool:
+    with open(path, "rb") as file:
+        for start, count in segments:
+            file.seek(start)
+            if count and not lzw.is_sound(file.read(count)):
+                return False
+    return True
 
 
 def _without_alpha(array: Array, axes: str, page: Any) -> tuple[Array, str]:
@@ -157,7 +199,7 @@ def _without_alpha(array: Array, axes: str, page: Any) -> tuple[Array, str]:
         colours = array.shape[axis] - len(page.extrasamples)
         if page.photometric in (RGB, YCBCR):
             colours = 3
-        array = np.take(array, range(max(1, colours)), axis)
+        array = array[(slice(None),) * axis + (slice(max(1, colours)),)]
     return array, axes
 
 
@@ -191,7 +233,7 @@ def _ome_pixels(file: Any) -> dict[str, str]:
 
 
 def _ome_size(pixels: dict[str, str], name: str) -> float | None:
-    factor = MILLIMETRES.get(pixels.get(name + "Unit", "um").lower())
+    factor = OME_MILLIMETRES.get(pixels.get(name + "Unit", "um").lower())
     return _positive(float(pixels[name]) * factor) if name in pixels and factor else None
 
 

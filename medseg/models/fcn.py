@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medseg.core.config import Section
 from medseg.core.errors import ConfigError
-from medseg.models.layers import CONVOLUTION, Network, crop, linear_upsampling, start_he
+from medseg.models.layers import CONVOLUTION, Halving, Network, crop, linear_upsampling, start_he
 from medseg.models.vgg import VGGClassifier, convolutionalize, load_vgg_weights
 
 CITE = "Long, Shelhamer and Darrell 2015 (FCN); Simonyan and Zisserman 2015 (VGG)"
@@ -111,7 +111,7 @@ def _split_after_poolings(layers: nn.Module) -> list[nn.Sequential]:
     stages: list[list[nn.Module]] = [[]]
     for layer in layers.children():
         stages[-1].append(layer)
-        if isinstance(layer, nn.MaxPool2d | nn.MaxPool3d):
+        if isinstance(layer, Halving):
             stages.append([])
     return [nn.Sequential(*stage) for stage in stages if stage]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-MAX_POOL: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -22,6 +22,16 @@ class Network(nn.Module):
     """
 
     deep_supervision_weights: list[float]
+
+
+class Halving(nn.Module):
+    """Max pooling by 2 that keeps the last row of an odd picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Along an axis of one voxel there is nothing to pool; other programs refuse a kernel that is longer than its picture.
+        kernel = [1 if n == 1 else 2 for n in x.shape[2:]]
+        pool = functional.max_pool2d if len(kernel) == 2 else functional.max_pool3d
+        return pool(x, kernel, stride=2, ceil_mode=True)
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:

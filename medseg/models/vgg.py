@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medseg.core.errors import ModelFileError
-from medseg.models.layers import BATCH_NORM, CONVOLUTION, MAX_POOL, start_he
+from medseg.models.layers import BATCH_NORM, CONVOLUTION, Halving, start_he
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # a stage, by depth
 WIDTHS = (64, 128, 256, 512, 512)
@@ -61,7 +61,7 @@ class VGGClassifier(nn.Module):
         for (channels_in, channels), repeats in zip(pairwise([in_channels, *self.widths]), CONVOLUTIONS[depth], strict=True):
             for i in range(repeats):
                 layers += _convolution(spatial_dims, channels if i else channels_in, channels, norm)
-            layers.append(MAX_POOL[spatial_dims](2, stride=2, ceil_mode=True))
+            layers.append(Halving())
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Linear(self.widths[-1] * self.head_kernel**spatial_dims, self.head_width),

@@ -13,10 +13,13 @@ import torch
 from medseg.core.progress import progress, say
 from medseg.inference.bundle import empty_network
 from medseg.inference.postprocess import Postprocessing
+from medseg.inference.runtime import TorchNetwork
+from medseg.inference.typical import Typical
 from medseg.inference.window import predict_logits
 from medseg.training.calibration import Answers, best_temperature, calibration_error, cross_entropy, some_answers, together
 from medseg.training.device import DTYPES, arrange, choose_device
 from medseg.training.job import Job
+from medseg.training.ordinary import Seen, learn_typical
 from medseg.training.pieces import Pieces, choose_postprocessing, mean_dice, pieces_of
 from medseg.training.schedule import Schedule
 
@@ -32,10 +35,12 @@ class Finish:
     Args:
         figures: `cases`, and before and after: `dice` (mean over the structures), `structures` (each one's), `cross_entropy`
             and `calibration_error`; no NaN.
+        typical: what unusual cases are told by.
     """
 
     postprocessing: Postprocessing | None
     temperature: float
+    typical: Typical
     figures: dict[str, Any]
 
 
@@ -46,7 +51,7 @@ def choose_finish(job: Job, weights: Mapping[str, torch.Tensor], schedule: Sched
     not count for `budget_minutes`. Of each case only the pieces' sizes and some voxels' logits are kept. The setting
     `postprocessing: false` leaves the temperature alone to be chosen.
     """
-    pieces, answers = _predict(job, weights, schedule)
+    pieces, answers, seen = _predict(job, weights, schedule)
     labels = job.labels
     postprocessing = choose_postprocessing(pieces, labels) if job.settings.postprocessing else None
     temperature = best_temperature(answers)
@@ -61,30 +66,35 @@ def choose_finish(job: Job, weights: Mapping[str, torch.Tensor], schedule: Sched
         "cross_entropy": _both(cross_entropy, answers, temperature),
         "calibration_error": _both(calibration_error, answers, temperature),
     }
-    finish = Finish(postprocessing, float(f"{temperature:.4g}"), figures)
+    typical = learn_typical(job, seen, postprocessing, temperature)
+    finish = Finish(postprocessing, float(f"{temperature:.4g}"), typical, figures)
     _tell(job, finish)
     return finish
 
 
-def _predict(job: Job, weights: Mapping[str, torch.Tensor], schedule: Schedule) -> tuple[list[dict[str, Pieces]], Answers]:
+def _predict(
+    job: Job, weights: Mapping[str, torch.Tensor], schedule: Schedule
+) -> tuple[list[dict[str, Pieces]], Answers, dict[str, Seen]]:
     device, dtype = choose_device(job.settings.device)[0], DTYPES[schedule.precision]
     network = empty_network(job.architecture, job.options, job.plan, job.labels.n_outputs)
     network.load_state_dict(dict(weights))
-    arrange(network, device, schedule.channels_last).eval()
+    run = TorchNetwork(arrange(network, device, schedule.channels_last).eval(), device, dtype)
     batch = max(1, job.batch_size // schedule.micro_batches)  # as much as the memory held in training
     spacing = job.plan.preprocessing.spacing or (1.0, 1.0, 1.0)
     rng = np.random.default_rng(job.seed)
     most = min(MOST_VOXELS_OF_CASE, MOST_VOXELS // len(job.val_ids))
-    pieces, answers = [], []
+    pieces, answers, seen = [], [], {}
     with progress(f"train {job.name}: postprocessing and temperature", len(job.val_ids)) as advance:
         for done, case_id in enumerate(job.val_ids, start=1):
             case = job.store.open(case_id)
             image, reference = np.array(case.image), np.array(case.classes)
-            logits = predict_logits(network, image, job.plan.patch_voxels, OVERLAP, batch, device=device, dtype=dtype)
-            pieces.append(pieces_of(job.labels.decide(logits), reference, job.labels, math.prod(spacing)))
+            logits = predict_logits(run, image, job.plan.patch_voxels, OVERLAP, batch, device=device)
+            classes = job.labels.decide(logits)
+            pieces.append(pieces_of(classes, reference, job.labels, math.prod(spacing)))
+            seen[case_id] = Seen(logits, classes, reference, job.labels)
             answers.append(some_answers(logits, reference, job.labels, most, rng))
             advance(done)
-    return pieces, together(answers)
+    return pieces, together(answers), seen
 
 
 def _both(measure: Any, answers: Answers, temperature: float) -> dict[str, float]:

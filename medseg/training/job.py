@@ -16,6 +16,7 @@ from medseg.core.config import parse
 from medseg.core.errors import ConfigError
 from medseg.core.labels import LabelScheme
 from medseg.data.store import PreparedStore
+from medseg.inference.window import count_windows
 from medseg.losses.registry import LOSSES, LossFunction, build_loss
 from medseg.losses.supervised import supervised
 from medseg.models.cost import step_cost
@@ -32,7 +33,6 @@ from medseg.training.optimizer import build_optimizer
 from medseg.training.schedule import Schedule, often_enough, validation_interval
 from medseg.training.start import load_start
 from medseg.training.step import Trainer
-from medseg.training.validate import count_windows
 
 WEIGHTS = (0.1, 10.0)  # least and greatest weight of a class that balancing gives
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from medseg.core.labels import IGNORE, LabelScheme
 from medseg.data.store import PreparedCase
-from medseg.inference.window import predict_logits, window_starts
+from medseg.inference.runtime import TorchNetwork
+from medseg.inference.window import predict_logits
 from medseg.metrics.overlap import confusion_matrix, counts_of, dice
 
 MOST_SCORES = 2**24  # that the loss looks at together
@@ -58,9 +59,10 @@ def score_cases(
     ignored ones: the memory that it takes then grows no further.
     """
     network.eval()
+    run = TorchNetwork(network, device, dtype)
     scores = []
     for case in cases:
-        logits = predict_logits(network, np.array(case.image), patch, overlap, batch, (), device, dtype)
+        logits = predict_logits(run, np.array(case.image), patch, overlap, batch, device=device)
         classes = np.array(case.classes)
         matrix = confusion_matrix(classes, labels.decide(logits), labels.n_classes)
         scores.append(CaseScore(measured_dice(matrix, labels), _loss_in_slabs(loss, logits, classes)))
@@ -101,8 +103,3 @@ def summarise(scores: Sequence[CaseScore], names: Sequence[str]) -> Validation:
     defined = [value for value in structures.values() if not math.isnan(value)]
     loss = float(np.mean([score.loss for score in scores]))
     return Validation(float(np.mean(defined)) if defined else 0.0, structures, loss)
-
-
-def count_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """Windows that the sliding window takes over a case."""
-    return math.prod(len(window_starts(max(n, p), p, overlap)) for n, p in zip(shape, patch, strict=True))

@@ -16,15 +16,16 @@ from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme, Region
 from medseg.data.preprocess import preprocess
 from medseg.inference.bundle import Bundle
-from medseg.inference.config import EngineConfig, PredictConfig
-from medseg.inference.device import find_device, find_dtype
+from medseg.inference.config import EngineConfig, PredictConfig, SegmentConfig
+from medseg.inference.device import find_device
 from medseg.inference.postprocess import Postprocessing, Rule, postprocess
 from medseg.inference.predict import LoadedModel, load_model, mirror_axes, predict_case
 from medseg.inference.restore import restore
+from medseg.inference.runtime import together
 from medseg.inference.window import predict_logits
 from medseg.io.formats import read_volume
 
-CPU = EngineConfig(device="cpu")
+CPU = EngineConfig(device="cpu", runtime="torch")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path, **changes: object) -> LoadedModel:
-    return load_model(write_tiny_model(folder / "m.medseg", **changes), CPU)
+    return load_model([write_tiny_model(folder / "m.medseg", **changes)], CPU)
 
 
 class Threshold(torch.nn.Module):
@@ -55,7 +56,9 @@ def with_network(model: LoadedModel, network: torch.nn.Module) -> LoadedModel:
 
 def with_networks(model: LoadedModel, networks: list[torch.nn.Module], **about: object) -> LoadedModel:
     bundle = Bundle(model.bundle.description.model_copy(update=about), model.bundle.weights[:1] * len(networks), "")
-    return LoadedModel(bundle, networks, model.device, model.dtype)
+    return LoadedModel(
+        bundle, together(networks, bundle.temperatures, bool(bundle.labels.regions)), model.device, model.arithmetic
+    )
 
 
 def test_the_answer_lies_on_the_scans_own_voxels(tmp_path: Path, scan: Path) -> None:
@@ -74,7 +77,7 @@ def test_it_is_preprocess_window_and_restore(tmp_path: Path, scan: Path) -> None
     model = loaded(tmp_path, spacing=(1.3, 1.3, 1.3), crop_nonzero=True)
     volume, plan = read_volume(scan), model.bundle.plan
     prepared = preprocess(volume, plan.preprocessing)
-    logits = predict_logits(model.networks[0], prepared.array, plan.patch_voxels, batch=2)
+    logits = predict_logits(model.bundle.network(0), prepared.array, plan.patch_voxels, batch=2)
     expected = restore(logits, prepared.grid, volume.grid, model.bundle.labels).array
     np.testing.assert_array_equal(predict_case(model, [scan], CPU).array, expected)
     assert len(np.unique(expected)) > 1
@@ -82,11 +85,12 @@ def test_it_is_preprocess_window_and_restore(tmp_path: Path, scan: Path) -> None
 
 def test_several_weights_are_averaged(tmp_path: Path, scan: Path) -> None:
     model = loaded(tmp_path, weights=2)
-    one = [predict_case(with_network(model, n), [scan], CPU).array for n in model.networks]
+    networks = model.bundle.networks()
+    one = [predict_case(with_network(model, n), [scan], CPU).array for n in networks]
     both = predict_case(model, [scan], CPU).array
     assert (one[0] != one[1]).any()
     assert ((both == one[0]) | (both == one[1])).mean() > 0.9
-    twice = with_networks(model, [model.networks[0]] * 2)
+    twice = with_networks(model, [networks[0]] * 2)
     np.testing.assert_array_equal(predict_case(twice, [scan], CPU).array, one[0])
 
 
@@ -112,7 +116,7 @@ def test_postprocessing_happens_on_the_scans_own_grid(tmp_path: Path, scan: Path
     model = with_network(loaded(tmp_path, spacing=(1.3, 1.3, 1.3)), Threshold(-0.1))  # noise too
     plain = predict_case(model, [scan], CPU)
     rules = Postprocessing(rules={"liver": Rule(smallest_volume=40.0)})
-    cleaned = predict_case(with_networks(model, model.networks, postprocessing=rules), [scan], CPU)
+    cleaned = predict_case(with_networks(model, [Threshold(-0.1)], postprocessing=rules), [scan], CPU)
     np.testing.assert_array_equal(cleaned.array, postprocess(plain.array, rules, SCHEME, plain.grid))
     assert 0 < cleaned.array.sum() < plain.array.sum()
     assert cleaned.grid == plain.grid
@@ -125,7 +129,7 @@ def test_regions_are_yes_or_no(tmp_path: Path, scan: Path) -> None:
     )
     model = loaded(tmp_path, scheme=scheme, swaps=[(1, 2)])
     assert predict_case(model, [scan], CPU).array.max() <= 2
-    mirror = EngineConfig(device="cpu", mirror=True)
+    mirror = EngineConfig(device="cpu", runtime="torch", mirror=True)
     for logits, expected in (((1, -1), 1), ((1, 0.5), 2), ((-1, -2), 0)):
         assert (predict_case(with_network(model, Always(*logits)), [scan], mirror).array == expected).all()
 
@@ -147,7 +151,7 @@ class Sides(torch.nn.Module):
     ],
 )
 def test_a_mirrored_pair_keeps_its_sides(tmp_path: Path, scan: Path, regions: list[list[str]], axes: tuple[int, ...]) -> None:
-    mirror = EngineConfig(device="cpu", mirror=True)
+    mirror = EngineConfig(device="cpu", runtime="torch", mirror=True)
     named = [Region(name=" and ".join(names), structures=names, written_as=names[0]) for names in regions]
     scheme = LabelScheme(structures=SCHEME.structures, regions=named)
     pair = {"flips": [0], "swaps": [(1, 2)], "patch_voxels": (24, 24, 16), "spacing": None}
@@ -162,7 +166,7 @@ def test_a_mirrored_pair_keeps_its_sides(tmp_path: Path, scan: Path, regions: li
 
 
 def test_mirroring_obeys_the_model(tmp_path: Path, scan: Path) -> None:
-    mirrored = EngineConfig(device="cpu", mirror=True)
+    mirrored = EngineConfig(device="cpu", runtime="torch", mirror=True)
     assert mirror_axes(tiny_bundle(flips=[1]), mirrored) == (1,)
     assert mirror_axes(tiny_bundle(flips=[1]), CPU) == ()
     none = loaded(tmp_path, flips=[])
@@ -189,11 +193,9 @@ def test_not_a_number(tmp_path: Path) -> None:
         predict_case(loaded(tmp_path), [tmp_path / "p.nii.gz"], CPU, where="p")
 
 
-def test_device_and_precision() -> None:
+def test_device() -> None:
     cpu = torch.device("cpu")
     assert find_device("cpu") == cpu
-    assert find_dtype("auto", cpu) == torch.float32
-    assert find_dtype("bfloat16", cpu) == torch.bfloat16
     if not torch.cuda.is_available():
         assert find_device("auto") == cpu
         with pytest.raises(ConfigError, match=r"`training\.device` is cuda and this machine has no GPU"):
@@ -203,13 +205,13 @@ def test_device_and_precision() -> None:
 def test_a_model_that_is_replaced_meanwhile(tmp_path: Path) -> None:
     path = write_tiny_model(tmp_path / "m.medseg")
     with pytest.raises(ModelFileError, match="was replaced while it was in use"):
-        load_model(path, CPU, sha256="0" * 64)
+        load_model([path], CPU, sha256="0" * 64)
 
 
 def test_the_section_predict() -> None:
     assert PredictConfig().split == ["test"]
     assert PredictConfig(split="val").split == ["val"]  # type: ignore[arg-type]
-    assert PredictConfig(split=["val", "test"], overlap=0.25).engine == EngineConfig(overlap=0.25)
+    assert PredictConfig(split=["val", "test"], overlap=0.25).engine == SegmentConfig(overlap=0.25)
     for wrong in ({"split": "tset"}, {"overlap": 1.0}, {"split": []}, {"batch": 0}, {"device": "tpu"}):
         with pytest.raises(ValueError, match=r"\w"):
             PredictConfig(**wrong)  # type: ignore[arg-type]

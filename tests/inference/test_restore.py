@@ -142,10 +142,10 @@ def test_regions_come_back_at_their_places_through_another_spacing() -> None:
     scan = Grid((40, 1, 1), np.eye(4))
     prepared = scan.respaced((10.0, 1.0, 1.0))  # centres at 4.5, 14.5, 24.5, 34.5
     x = np.array([4.5, 14.5, 24.5, 34.5], np.float32)
-    core, whole, cyst = 12 - x, 27 - x, x - 33
+    core, whole, cyst = 12.5 - x, 27.5 - x, x - 33.5
     restored = restore(np.stack([core, whole, cyst])[:, :, None, None], prepared, scan, NESTED).array[:, 0, 0]
     place = np.arange(40)
-    np.testing.assert_array_equal(restored, np.select([place < 12, place < 27, place > 33], [2, 1, 3], 0))
+    np.testing.assert_array_equal(restored, np.select([place < 12.5, place < 27.5, place > 33.5], [2, 1, 3], 0))
 
 
 def test_outside_a_respaced_crop_no_region_is_found() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from io_phantoms import counting
 
 from medseg.core.errors import UnreadableError
 from medseg.core.volume import LabelMap
+from medseg.io import tiff
 from medseg.io.formats import geometry_warnings, read_grid, read_labels, read_volume, write_labels
 
 Z, Y, X = 3, 4, 5
@@ -160,6 +162,123 @@ def test_ome_axes_and_physical_size(tmp_path: Path) -> None:
     plain = save(tmp_path / "q.ome.tif", array, photometric="minisblack", metadata={"axes": "ZCYX"})
     assert read_grid(plain).unit == "px"
     relabelled(plain)
+
+
+@pytest.mark.parametrize(
+    ("unit", "mm"), [("Å", 1e-7), ("nm", 1e-6), ("µm", 1e-3), ("mm", 1), ("cm", 10), ("dm", 100), ("pixel", None)]
+)
+def test_ome_units(tmp_path: Path, unit: str, mm: float | None) -> None:
+    sizes: dict[str, Any] = {f"PhysicalSize{a}": size for a, size in zip("XYZ", (0.3, 0.4, 2), strict=True)}
+    sizes |= {f"PhysicalSize{a}Unit": unit for a in "XYZ"}
+    path = save(tmp_path / "o.ome.tif", counting((Z, Y, X)), photometric="minisblack", metadata={"axes": "ZYX", **sizes})
+    np.testing.assert_allclose(read_grid(path).spacing, np.array([0.3, 0.4, 2]) * mm if mm else np.ones(3))
+    assert read_grid(path).physical == bool(mm)
+    relabelled(path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bigtiff": True},
+        {"byteorder": ">"},
+        {"bigtiff": True, "byteorder": ">", "compression": "lzw"},
+        {"compression": "jpeg2000"},
+    ],
+)
+def test_ome_pyramids_give_their_full_resolution(tmp_path: Path, options: dict) -> None:
+    compression = {"compression": options.pop("compression", None)}
+    for axes, array in (("CZYX", counting((2, Z, 40, 50), np.uint16)), ("ZYXS", counting((Z, 40, 50, 3), np.uint8))):
+        tiles: dict[str, Any] = {"tile": (16, 16), "photometric": "rgb" if "S" in axes else "minisblack", **compression}
+        with tifffile.TiffWriter(tmp_path / "o.ome.tif", **options) as file:
+            file.write(array, subifds=2, metadata={"axes": axes}, **tiles)
+            for step in (2, 4):
+                smaller = array[:, ::step, ::step] if "S" in axes else array[..., ::step, ::step]
+                file.write(smaller, subfiletype=1, **tiles)
+        expected = array.transpose([axes.index(a) for a in ("SXYZ" if "S" in axes else "CXYZ")])
+        np.testing.assert_array_equal(read_volume(tmp_path / "o.ome.tif").array, expected)
+        relabelled(tmp_path / "o.ome.tif")
+
+
+def ome_xml(planes: list[tuple[str, int, int, int]], own: str, slices: int) -> bytes:
+    """OME metadata of two channels; `planes` say in which file, page, slice and channel each lies. A file's UUID is its name."""
+    data = "".join(
+        f'<TiffData IFD="{page}" FirstZ="{z}" FirstC="{c}" FirstT="0" PlaneCount="1"><UUID FileName="{f}">{f}</UUID></TiffData>'
+        for f, page, z, c in planes
+    )
+    return (
+        f'<?xml version="1.0" encoding="UTF-8"?><OME xmlns="{tiff.OME_NAMESPACE}" UUID="{own}"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="{X}" SizeY="{Y}" SizeZ="{slices}" SizeC="2" '
+        'SizeT="1" PhysicalSizeX="0.3" PhysicalSizeY="0.4" PhysicalSizeZ="2"><Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+        f'<Channel ID="Channel:0:1" SamplesPerPixel="1"/>{data}</Pixels></Image></OME>'
+    ).encode()
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+def test_ome_sets_of_several_files(tmp_path: Path, compression: str | None) -> None:
+    array, names = counting((2, Z, Y, X), np.uint16), ["b.ome.tif", "a.ome.tif"]
+    planes = [(name, z, z, c) for c, name in enumerate(names) for z in range(Z)]
+    files = []
+    for name, channel in zip(names, array, strict=True):
+        text = ome_xml(planes, name, Z)
+        options: dict[str, Any] = {"description": text, "metadata": None, "photometric": "minisblack", "compression": compression}
+        files.append(save(tmp_path / name, channel, **options))
+    for file in files:
+        volume = read_volume(file)
+        np.testing.assert_array_equal(volume.array, array.transpose(0, 3, 2, 1))
+        np.testing.assert_allclose(volume.grid.spacing, (3e-4, 4e-4, 2e-3))
+        assert tiff.set_files(file) == files
+    relabelled(files[0])
+    if compression:  # then the pixels stand at the end
+        files[1].write_bytes(files[1].read_bytes()[:-1])
+        with pytest.raises(UnreadableError, match=r"b\.ome\.tif is truncated"):
+            read_volume(files[0])
+    files[1].unlink()
+    with pytest.raises(UnreadableError, match=r"b\.ome\.tif: 3 of the 6 planes .* are missing; bring the other files of its set"):
+        read_volume(files[0])
+    assert tiff.set_files(files[0]) == files[:1]
+
+
+def test_planes_that_the_metadata_promise_and_the_file_lacks(tmp_path: Path) -> None:
+    # An acquisition that was broken off, and one with planes left out: tifffile fills them with zeros.
+    for kept in (range(4), (0, 2, 3, 4)):
+        text = ome_xml([("o.ome.tif", page, page % 3, page // 3) for page in kept], "o.ome.tif", 3)
+        path = save(
+            tmp_path / "o.ome.tif", counting((5, Y, X), np.uint16), description=text, metadata=None, photometric="minisblack"
+        )
+        with pytest.raises(UnreadableError, match=r"2 of the 6 planes that its metadata state are missing"):
+            read_volume(path)
+
+
+def test_metadata_in_a_companion_file_are_missed(tmp_path: Path) -> None:
+    text = f'<OME xmlns="{tiff.OME_NAMESPACE}"><BinaryOnly MetadataFile="o.companion.ome" UUID="urn:uuid:0"/></OME>'.encode()
+    path = save(tmp_path / "o.ome.tif", counting((6, Y, X), np.uint16), description=text, metadata=None, photometric="minisblack")
+    for function in (read_volume, read_grid):
+        with pytest.raises(UnreadableError, match="keeps its metadata in another file"):
+            function(path)
+
+
+def test_tiles_without_data_are_told(tmp_path: Path) -> None:
+    path = save(tmp_path / "t.tif", np.ones((40, 50), np.uint8), tile=(16, 16), metadata=None)
+    assert geometry_warnings(path) == [] and tiff.set_files(path) == [path]
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in ("TileByteCounts", "TileOffsets"):
+            tag = file.pages[0].tags[name]
+            tag.overwrite([0, *tag.value[1:]])
+    assert read_volume(path).array.min() == 0
+    assert "1 of 12 tiles or strips hold no data" in geometry_warnings(path)[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (256, 256), "compression": "zlib"}])
+def test_no_second_copy_of_a_large_picture(tmp_path: Path, options: dict) -> None:
+    for axes, shape, dtype in (("ZYXS", (4, 1024, 1024, 3), np.uint8), ("CZYX", (2, 8, 1024, 512), np.uint16)):
+        array = counting(shape, dtype)
+        photometric = "rgb" if "S" in axes else "minisblack"
+        path = save(tmp_path / "o.ome.tif", array, photometric=photometric, metadata={"axes": axes}, **options)
+        tracemalloc.start()
+        found = tiff.read(path, False).array
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.size == array.size and peak < 1.3 * array.nbytes
 
 
 @pytest.mark.parametrize(("axes", "shape", "reason"), [("TYX", (6, Y, X), "time series"), ("TZYX", (2, Z, Y, X), "time series")])

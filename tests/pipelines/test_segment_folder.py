@@ -22,13 +22,16 @@ from tiny_models import SCHEME, write_tiny_model
 
 from medseg.core.errors import ConfigError, MedsegError, ModelFileError, OutputError, UnreadableError
 from medseg.core.labels import LabelScheme, Structure
-from medseg.inference import segment as engine
-from medseg.inference.config import EngineConfig
+from medseg.inference import job as steps
+from medseg.inference.config import SegmentConfig
+from medseg.inference.records import TABLES
 from medseg.inference.scans import Scan
 from medseg.io.formats import read_grid, read_labels
 from pipelines.segment import segment
 
-COLUMNS = "case_id,input,output,status,reason,seconds,input_sha256,model_sha256,options_sha256,output_sha256"
+COLUMNS = (
+    "case_id,input,output,status,reason,seconds,input_sha256,model_sha256,options_sha256,output_sha256,windows,windows_skipped"
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,7 @@ def sha256(path: Path) -> str:
 
 
 def times(output: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in output.iterdir() if path.is_file() and path.name != "predictions.csv"}
+    return {path.name: path.stat().st_mtime_ns for path in output.iterdir() if path.is_file() and path.name not in TABLES}
 
 
 def test_every_volume_format_comes_back_in_its_own(tmp_path: Path, model: Path) -> None:
@@ -98,7 +101,7 @@ def test_every_volume_format_comes_back_in_its_own(tmp_path: Path, model: Path) 
     np.testing.assert_array_equal(first, read_labels(masks / "c.nrrd").array)
     # Names are written once, ids as the scheme says, and nothing temporary is left.
     assert SCHEME.names == ["liver", "tumour"]
-    assert not [path for path in masks.rglob("*") if path.name.startswith(".")]
+    assert [path.name for path in masks.rglob("*") if path.name.startswith(".")] == [".claims"]
 
 
 def test_pictures(tmp_path: Path, picture_model: Path) -> None:
@@ -152,7 +155,7 @@ def test_bad_scans_are_rows_and_the_others_go_on(tmp_path: Path, model: Path, ca
         assert text in reasons[name]
     assert all("unexpected" not in reason and "\n" not in reason for reason in reasons.values())
     assert {row["status"] for row in table if row["case_id"] == "notes.txt"} == {"skipped"}
-    assert sorted(path.name for path in masks.iterdir()) == ["good.nii.gz", "predictions.csv", "records"]
+    assert sorted(path.name for path in masks.iterdir()) == ["good.nii.gz", "predictions.csv", "qc.csv", "records", "volumes.csv"]
     said = capsys.readouterr().err
     assert "segment: 1 done, 8 failed, 1 skipped" in said
     assert "nan holds 1 NaN" in said
@@ -209,28 +212,6 @@ def test_other_options_or_another_model_make_all_again(tmp_path: Path, model: Pa
     assert rows(masks)["a"]["output_sha256"] == third["output_sha256"]
 
 
-def test_a_run_that_is_killed_goes_on_where_it_stopped(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scans, masks = tmp_path / "scans", tmp_path / "masks"
-    for number, name in enumerate("abc"):
-        write_scan(scans / f"{name}.nii.gz", seed=number)
-    predict = engine.predict_case
-
-    def killed(model: object, images: object, *others: object) -> object:
-        if others[-1] == "b":
-            raise KeyboardInterrupt
-        return predict(model, images, *others)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "predict_case", killed)
-        segment(model, scans, masks)
-    assert sorted(times(masks)) == ["a.nii.gz"]
-    assert not (masks / "predictions.csv").exists()
-    before = times(masks)["a.nii.gz"]
-    assert segment(model, scans, masks) == 0
-    assert times(masks)["a.nii.gz"] == before
-    assert [row["status"] for row in rows(masks).values()] == ["done"] * 3
-
-
 def test_a_mask_does_not_outlive_its_scan_turning_bad(tmp_path: Path, model: Path) -> None:
     scans, masks = tmp_path / "scans", tmp_path / "masks"
     write_scan(scans / "a.nii.gz")
@@ -251,10 +232,10 @@ def test_a_fault_of_ours_is_a_row_with_its_trace_in_the_record(
 ) -> None:
     write_scan(tmp_path / "scans/a.nii.gz")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(engine, "predict_case", broken)
+    monkeypatch.setattr(steps, "ask_network", broken)  # a scan alone is done in this process
     assert segment(model, tmp_path / "scans", tmp_path / "masks") == 1
     assert rows(tmp_path / "masks")["a"]["reason"] == "unexpected ZeroDivisionError: division by zero"
     assert "Traceback" in json.loads((tmp_path / "masks/records/a.json").read_text())["trace"]
@@ -262,8 +243,7 @@ def test_a_fault_of_ours_is_a_row_with_its_trace_in_the_record(
 
 def test_a_full_disk_stops_and_leaves_no_half_file(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans, masks = tmp_path / "scans", tmp_path / "masks"
-    for name in "ab":
-        write_scan(scans / f"{name}.nii.gz")
+    write_scan(scans / "b.nii.gz")
     replace = os.replace
 
     def full(source: Path, target: Path) -> None:
@@ -275,16 +255,18 @@ def test_a_full_disk_stops_and_leaves_no_half_file(tmp_path: Path, model: Path, 
         patch.setattr(os, "replace", full)
         segment(model, scans, masks)
     assert caught.value.exit_code == 2
-    assert sorted(path.name for path in masks.rglob("*") if path.is_file()) == ["a.json", "a.nii.gz"]
+    assert sorted(path.name for path in masks.rglob("*") if path.is_file()) == ["gate"]
     assert segment(model, scans, masks) == 0
 
 
 def test_the_work_can_be_sent_to_another_process(tmp_path: Path, model: Path) -> None:
     scan = Scan("a", (write_scan(tmp_path / "scans/a.nii.gz"),))
-    job = engine.SegmentScan(model, sha256(model), "x", EngineConfig(), tmp_path / "scans", tmp_path / "masks", threads=1)
-    record = pickle.loads(pickle.dumps(job))(pickle.loads(pickle.dumps(scan)))
-    assert pickle.loads(pickle.dumps(record)) == record
-    assert record.output_sha256 == sha256(tmp_path / "masks/a.nii.gz")
+    job = steps.SegmentScan((model,), sha256(model), "x", SegmentConfig(), tmp_path / "scans", tmp_path / "masks", threads=1)
+    job, work = pickle.loads(pickle.dumps(job)), pickle.loads(pickle.dumps(scan))
+    for step in job.steps:
+        work = step(work)
+    assert pickle.loads(pickle.dumps(work)) == work
+    assert work.output_sha256 == sha256(tmp_path / "masks/a.nii.gz")
 
 
 @pytest.mark.slow

@@ -160,10 +160,10 @@ def test_asked_to_stop_in_a_validation_it_leaves_after_the_case(make_job, monkey
     train_model(whole)
     predicted, predict = [], validate.predict_logits
 
-    def predict_and_stop(*arguments):
+    def predict_and_stop(*arguments, **options):
         predicted.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        return predict(*arguments)
+        return predict(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as error:
         patch.setattr(validate, "predict_logits", predict_and_stop)

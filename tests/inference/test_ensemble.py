@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiny_models import tiny_bundle
 
 from medseg.inference.postprocess import Postprocessing, Rule
-from medseg.training.ensemble import join_folds, join_postprocessing
+from medseg.inference.together import join_folds, join_postprocessing
 
 
 def chose(**rules: Rule) -> Postprocessing:
