@@ -2,9 +2,9 @@
 
     python benchmarks/inference.py --work /tmp/speed [--hippocampus FOLDER_OF_SCANS --model model.medseg] [--only volume,memory]
 
-MONAI is used as its tutorials use it: LoadImage, Orientation, Spacing, SlidingWindowInferer in float32 with Gaussian weights and
-half a window's overlap, `Invertd` of the logits back to the scan, argmax, SaveImage. Ours is what `medseg segment` does. Importing
-libraries and loading the model are left out on both sides. Memory is the peak of a process of its own.
+MONAI is used as its tutorials use it: LoadImage, Orientation, Spacing, SlidingWindowInferer in float32 with Gaussian weights
+and half a window's overlap, `Invertd` of the logits back to the scan, argmax, SaveImage. Ours is what `medseg segment` does.
+Importing libraries and loading the model are left out on both sides. Memory is the peak of a process of its own.
 
 A table goes to standard error and JSON to standard output.
 """
@@ -205,7 +205,6 @@ def seconds_of_window(model: LoadedModel) -> float:
 
 def monai_scan(model: Path, scan: Path, output: Path) -> dict[str, float]:
     """As MONAI's tutorials segment a scan; seconds of each part."""
-    from monai.data.utils import decollate_batch  # noqa: F401  imported as the tutorials do, outside of the timing
     from monai.inferers import SlidingWindowInferer
     from monai.transforms import (
         AsDiscreted,
@@ -324,11 +323,21 @@ def write_model(path: Path, classes: int, patch: int, widths: list[int], spacing
     )
     torch.manual_seed(0)
     options = {"features": widths, "deep_supervision": False}
-    network = build_network("unet", options, in_channels=1, n_classes=classes, patch_voxels=plan.patch_voxels)
+    network = build_network("unet", options, in_channels=1, n_classes=classes, patch_voxels=plan.patch_voxels).eval()
+    _prefer_background(network)
     labels = LabelScheme(structures=[Structure(name=f"organ {k}", id=k) for k in range(1, classes)])
     description = Description(model="benchmark", architecture="unet", options=options, plan=plan, labels=labels)
     write_bundle(path, Bundle(description, (network.state_dict(),), "# benchmark\n"))
     return path
+
+
+def _prefer_background(network: Any) -> None:
+    """Raise the background's bias until it wins nine voxels of ten: masks of organs are compact and their borders short."""
+    window = torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        logits = network(window)[0].flatten(1)
+        lead = logits[1:].amax(0) - logits[0]
+        network.heads[0].bias[0] += torch.quantile(lead, 0.9)
 
 
 def _rounded(parts: dict[str, float]) -> dict[str, float]:

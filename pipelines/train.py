@@ -24,7 +24,7 @@ from medseg.core.record import StageRecord, differences, read_record, some_of
 from medseg.data.splits import Fold, fold_of_cases
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import Bundle, Description, read_bundle, write_bundle
-from medseg.inference.card import fingerprint_ranges, model_card
+from medseg.inference.card import air_below, fingerprint_ranges, model_card
 from medseg.inference.runtime import cache_folder
 from medseg.inference.together import join_folds
 from medseg.planning.cases import class_voxels_of
@@ -294,7 +294,7 @@ def _bundle(config: RunConfig, job: Job, trained: Trained, finish: Finish) -> Bu
         options=job.options | ({"weights": Path(weights).name} if (weights := job.options.get("weights")) else {}),
         plan=job.plan.model_copy(update={"models": {}}),
         labels=job.labels,
-        fingerprint=_fingerprint(config.folder("prepare") / "fingerprint.json"),
+        fingerprint=_fingerprint(config.folder("prepare") / "fingerprint.json", job.plan),
         postprocessing=finish.postprocessing,
         temperature=finish.temperature,
         finish=finish.figures,
@@ -304,9 +304,10 @@ def _bundle(config: RunConfig, job: Job, trained: Trained, finish: Finish) -> Bu
     return Bundle(description, (trained.weights,), card)
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path, plan: Plan) -> dict[str, Any]:
     try:
-        return fingerprint_ranges(Fingerprint.model_validate_json(path.read_text(encoding="utf-8")))
+        fingerprint = Fingerprint.model_validate_json(path.read_text(encoding="utf-8"))
+        return fingerprint_ranges(fingerprint) | {"air_below": air_below(fingerprint, plan.preprocessing)}
     except (OSError, ValueError) as error:
         raise StageError(f"{path} is missing or damaged ({' '.join(str(error).split())}); run `medseg prepare` again.") from None
 

@@ -10,12 +10,15 @@ import numpy as np
 
 import medseg
 from medseg.core.labels import LabelScheme
+from medseg.data.normalise import FixedNormalisation
+from medseg.data.preprocess import Preprocessing
 from medseg.inference.bundle import Origin
 from medseg.inference.postprocess import Postprocessing
 from medseg.models.registry import MODELS
 from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
 
+LEAST_CASES_FOR_AIR = 10
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 
@@ -35,6 +38,20 @@ def fingerprint_ranges(fingerprint: Fingerprint) -> dict[str, Any]:
         if len(quantiles)
         else [],
     }
+
+
+def air_below(fingerprint: Fingerprint, preprocessing: Preprocessing) -> list[float] | None:
+    """For each channel, the intensity below which no voxel of a structure was ever seen: a window all of it below is left out.
+
+    Returns: None where the training cases prove nothing: where intensities mean another thing in each scan (all but CT), where
+        some case was not measured, and of fewer than 10 cases with structures.
+    """
+    cases = [case.foreground for case in fingerprint.cases if case.foreground]
+    fixed = all(isinstance(rule, FixedNormalisation) for rule in preprocessing.normalisation)
+    lowest = [[channel.lowest for channel in case] for case in cases]
+    if not fixed or len(cases) < LEAST_CASES_FOR_AIR or any(value is None for case in lowest for value in case):
+        return None
+    return [float(value) for value in np.array(lowest, float).min(0)]
 
 
 def _range(values: list[tuple[Any, ...]]) -> list[list[Any]]:

@@ -20,8 +20,8 @@ class EngineConfig(Section):
     Args:
         overlap: share of the patch that neighbouring windows have in common.
         mirror: average over mirror images, along the axes that the model allows.
-        batch: windows that go through the network together; by default one on a CPU, and on a GPU the plan's batch size. It
-            changes speed only.
+        batch: windows that go through the network together; by default one on a CPU, and on a GPU as many as its memory
+            holds. It changes speed only.
         precision: `auto` is bfloat16 where the machine computes in it and the model's own figures allow it, else float32.
         device: `auto` is the GPU where there is one.
         runtime: what runs the network; `auto` is OpenVINO on a CPU, where it is installed, and PyTorch on a GPU.

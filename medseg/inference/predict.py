@@ -22,7 +22,7 @@ from medseg.inference.device import find_device
 from medseg.inference.postprocess import postprocess
 from medseg.inference.quality import Observer
 from medseg.inference.restore import Restorer
-from medseg.inference.runtime import Arithmetic, cache_folder, choose_arithmetic, ready
+from medseg.inference.runtime import Arithmetic, cache_folder, choose_arithmetic, ready, windows_at_once
 from medseg.inference.together import read_models
 from medseg.inference.window import Empty, Run, Slab, count_windows, predict_slabs
 from medseg.io.formats import Source
@@ -32,12 +32,13 @@ Spacing = tuple[float, float, float] | None
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model on a device, ready to predict."""
+    """A model on a device, ready to predict. `batch`: windows that go through it together."""
 
     bundle: Bundle
     run: Run
     device: torch.device
     arithmetic: Arithmetic
+    batch: int = 1
 
 
 @dataclass(eq=False)
@@ -90,7 +91,8 @@ def load_model(
     if sha256 and bundle.sha256 != sha256:
         raise ModelFileError(f"{' and '.join(map(str, places))} was replaced while it was in use; start again.")
     arithmetic = choose_arithmetic(settings, bundle, device, scans)
-    return LoadedModel(bundle, ready(bundle, arithmetic, device, cache_folder(Path(places[0])), threads), device, arithmetic)
+    run = ready(bundle, arithmetic, device, cache_folder(Path(places[0])), threads)
+    return LoadedModel(bundle, run, device, arithmetic, settings.batch or windows_at_once(run, bundle, device))
 
 
 def read_scan(bundle: Bundle, images: Sequence[Source], settings: EngineConfig, spacing_mm: Spacing, where: str) -> Prepared:
@@ -123,7 +125,7 @@ def ask_network(model: LoadedModel, scan: Prepared, settings: EngineConfig, list
         scan.image,
         bundle.plan.patch_voxels,
         settings.overlap,
-        settings.batch or (1 if model.device.type == "cpu" else bundle.plan.batch_size),
+        model.batch,
         mirror_axes(bundle, settings),
         model.device,
         bundle.swaps,

@@ -47,6 +47,7 @@ PARTS = (".xml", ".bin")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 UNFINISHED = ".new-"
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
+MOST_AT_ONCE = 32
 COMPILING_PAYS_FROM = 50  # scans on a GPU; compiling takes about as long as some dozens
 
 
@@ -138,6 +139,19 @@ def ready(bundle: Bundle, arithmetic: Arithmetic, device: torch.device, cache: P
             to_channels_last(network)
         runs.append(TorchNetwork(network.to(device), device, DTYPES[arithmetic.precision], arithmetic.compiled))
     return together(runs, bundle.temperatures, bool(bundle.labels.regions))
+
+
+def windows_at_once(run: Run, bundle: Bundle, device: torch.device) -> int:
+    """One on a CPU, whose cores one window keeps busy; on a GPU as many as half of its free memory holds, by the first one."""
+    if device.type == "cpu":
+        return 1
+    window = torch.zeros(1, bundle.plan.n_channels, *bundle.plan.patch_voxels, device=device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with torch.inference_mode():
+        run(window)
+    of_one = torch.cuda.max_memory_allocated(device) - before
+    return max(1, min(MOST_AT_ONCE, int(torch.cuda.mem_get_info(device)[0] / 2 / max(1, of_one))))
 
 
 class TorchNetwork:

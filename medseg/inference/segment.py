@@ -37,7 +37,7 @@ from medseg.inference.runtime import choose_arithmetic
 from medseg.inference.scans import Scan, find_scans
 from medseg.inference.together import read_models
 from medseg.inference.window import count_windows
-from medseg.io.formats import read_grid
+from medseg.io.formats import is_folder_scan, read_grid
 from medseg.io.series import Series
 
 MOST_FAILURES_SHOWN = 20
@@ -62,19 +62,21 @@ def segment_folder(
     Args:
         models: one file, or several files or folders of folds whose networks answer together.
         keep_identifiers: name DICOM cases after their patients.
-        linkage: where to write which pseudonym is which patient; a file outside of `output`.
+        linkage: where to write which pseudonym is which patient; a file outside of `output` and of the scans.
     Returns: one record a scan, and one a file that is no scan, in the order of the files.
     Raises: ModelFileError, UnreadableError (nothing to segment), ConfigError (an output that would touch the input), StageError
         (another process makes other masks there), OutputError.
     """
     place, output = Path(place), Path(output)
-    folder = place if place.is_dir() else place.parent
-    if output.resolve().is_relative_to(folder.resolve()) and (place.is_dir() or output.resolve() == folder.resolve()):
+    folder = place if place.is_dir() and not is_folder_scan(place) else place.parent
+    if output.resolve().is_relative_to(place.resolve()) or output.resolve() == folder.resolve():
         raise ConfigError(f"the output {output} lies in the input folder {folder}; choose a folder outside it.")
     if output.exists() and not output.is_dir():
         raise ConfigError(f"the output {output} is a file; give a folder.")
     if linkage is not None and linkage.resolve().is_relative_to(output.resolve()):
         raise ConfigError(f"the linkage table {linkage} lies among the outputs, which may be passed on; choose another place.")
+    if linkage is not None and linkage.resolve().is_relative_to(place.resolve()):
+        raise ConfigError(f"the linkage table {linkage} lies among the scans, and would be taken for one; choose another place.")
     bundle = read_models(models)
     scans = find_scans(place, bundle.plan.channels, keep_identifiers)
     series = [(scan, image) for scan in scans for image in scan.images if isinstance(image, Series)]

@@ -158,6 +158,8 @@ def write_labels(path: Path, labels: LabelMap, like: Source) -> None:
 def label_name(case_id: str, like: Source) -> str:
     """The file name of the label map of a scan. Raises: UnreadableError for a suffix that is not in the table."""
     row, source = _row(like)
+    if row is _TIFF and _suffix(source).startswith(".ome"):
+        return f"{case_id}.ome.tif"
     planar = row is _DICOM and not row.read_grid(source).physical  # a radiograph or a photograph, in pixels
     return case_id + (_RASTER if planar else row).label_suffix
 
@@ -237,6 +239,10 @@ def _reading(source: Source) -> Iterator[tuple[Format, Any]]:
     except Exception as error:  # the libraries raise almost anything on damaged bytes
         if isinstance(place, Series):  # what they say of it may name the patient
             raise UnreadableError(f"the series is damaged ({type(error).__name__}); replace it with an intact copy.") from None
+        if isinstance(error, FileNotFoundError):  # not this file, which was looked at above
+            raise UnreadableError(
+                f"{name}: its voxels should be in {error.filename}, which does not exist; bring that file too."
+            ) from error
         reason = " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__
         raise UnreadableError(f"{name} is damaged or no {row.name} file ({reason}); replace it with an intact copy.") from error
 

@@ -21,11 +21,13 @@ class Intensities(Section):
 
     Args:
         quantiles: at 0.5, 1.5, ... 99.5 %, each standing for one percent of the voxels.
+        lowest: of all of them; None in fingerprints of earlier versions.
     """
 
     mean: float
     std: float
     quantiles: list[float] = Field(min_length=QUANTILES, max_length=QUANTILES)
+    lowest: float | None = None
 
 
 class CaseFingerprint(Section):
@@ -91,7 +93,8 @@ def intensities(values: np.ndarray) -> Intensities:
     """Of at least one voxel."""
     sample = thinned(values)
     quantiles = np.quantile(sample, (np.arange(QUANTILES) + 0.5) / QUANTILES).tolist()
-    return Intensities(mean=sample.mean(dtype=np.float64), std=sample.std(dtype=np.float64), quantiles=quantiles)
+    mean, std = sample.mean(dtype=np.float64), sample.std(dtype=np.float64)
+    return Intensities(mean=mean, std=std, quantiles=quantiles, lowest=float(values.min()))
 
 
 def pooled(cases: Sequence[Intensities]) -> tuple[float, float, float, float]:
