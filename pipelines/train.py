@@ -36,7 +36,7 @@ from medseg.training.distributed import Processes, processes
 from medseg.training.finish import Finish, choose_finish
 from medseg.training.job import Job
 from medseg.training.loop import Trained, train_model
-from medseg.training.precision import measure_precision, tell_precision
+from medseg.training.precision import measure_precision
 from medseg.training.start import origin
 from pipelines.config import RunConfig
 from pipelines.prepare import plan_of
@@ -316,11 +316,10 @@ def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) 
     """Write the model file, and then the record that says that it is done."""
     finish = choose_finish(job, trained.weights, trained.schedule)
     bundle = _bundle(config, job, trained, finish)
-    device, cache = choose_device(job.settings.device)[0], cache_folder(job.folder)
-    figures = measure_precision(bundle, job.store, job.val_ids, device, cache)
-    tell_precision(job.name, figures)
-    about = bundle.description.model_copy(update={"precision_figures": figures})
-    write_bundle(job.folder / "model.medseg", replace(bundle, description=about))
+    write_bundle(job.folder / "model.medseg", bundle)
+    if figures := _precision_figures(job, bundle):
+        about = bundle.description.model_copy(update={"precision_figures": figures})
+        write_bundle(job.folder / "model.medseg", replace(bundle, description=about))
     counts = {"train": len(job.train_ids), "val": len(job.val_ids), "steps": trained.schedule.steps}
     best = dict(trained.best)
     best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in best["structures"].items()}
@@ -328,6 +327,15 @@ def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) 
     record.write("train", config.seed, counts, model=job.name, best=best, finish=finish.figures, training_seconds=seconds)
     where = f"epoch {best['epoch']} of {trained.schedule.epochs}"
     say(f"train {job.name}: best validation Dice {best['dice']:.3f} ({where}) in {trained.seconds:.0f} s")
+
+
+def _precision_figures(job: Job, bundle: Bundle) -> dict[str, Any] | None:
+    """What bfloat16 costs; None where it cannot be measured, which no model is lost over."""
+    try:
+        return measure_precision(bundle, job.store, job.val_ids, choose_device(job.settings.device)[0], cache_folder(job.folder))
+    except Exception as error:
+        say(f"train {job.name}: what bfloat16 costs could not be measured ({' '.join(str(error).split())[:200]})")
+        return None
 
 
 def main() -> None:

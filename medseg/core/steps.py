@@ -116,7 +116,8 @@ class Underway(Generic[Item]):
         except MedsegError:
             raise
         except MemoryError:
-            reason, trace = "out of memory", traceback.format_exc()
+            reason = "there was not enough memory for it; free some, use fewer workers, or crop it"
+            trace = traceback.format_exc()
         except Exception as error:
             reason, trace = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc()
         name = getattr(step, "__name__", f"step {len(self.parts) + 1}")

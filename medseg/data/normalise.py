@@ -113,14 +113,14 @@ def _by_case(image: Image, result: Image, rule: CaseNormalisation, where: str) -
     mean = voxels.mean(dtype=np.float64)
     std = _deviation(voxels, mean)
     for part, target in zip(_parts(image), _parts(result), strict=True):
-        target[:] = (part - mean) / std  # in double precision, a part at a time
+        target[:] = np.subtract(part, mean, dtype=np.float64) / std  # in double precision, a part at a time
     if zero is not None:
         result[zero] = 0
 
 
 def _deviation(voxels: Image, mean: np.float64) -> np.float64:
     """The standard deviation, in double precision without a copy of the voxels in it."""
-    squares = sum(float(np.square(part - mean).sum()) for part in _parts(voxels))
+    squares = sum(float(np.square(np.subtract(part, mean, dtype=np.float64)).sum()) for part in _parts(voxels))
     return np.sqrt(np.float64(squares / voxels.size))
 
 

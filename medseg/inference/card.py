@@ -19,6 +19,7 @@ from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
 
 LEAST_CASES_FOR_AIR = 10
+AIR_MARGIN = 50.0  # HU below the darkest voxel of a structure
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 
 
@@ -44,14 +45,15 @@ def air_below(fingerprint: Fingerprint, preprocessing: Preprocessing) -> list[fl
     """For each channel, the intensity below which no voxel of a structure was ever seen: a window all of it below is left out.
 
     Returns: None where the training cases prove nothing: where intensities mean another thing in each scan (all but CT), where
-        some case was not measured, and of fewer than 10 cases with structures.
+        voxels are ignored or some case was not measured, and of fewer than 10 cases with structures.
     """
     cases = [case.foreground for case in fingerprint.cases if case.foreground]
     fixed = all(isinstance(rule, FixedNormalisation) for rule in preprocessing.normalisation)
+    whole = all(sum(case.class_voxels) == math.prod(case.shape) for case in fingerprint.cases)  # no voxel is ignored
     lowest = [[channel.lowest for channel in case] for case in cases]
-    if not fixed or len(cases) < LEAST_CASES_FOR_AIR or any(value is None for case in lowest for value in case):
+    if not fixed or not whole or len(cases) < LEAST_CASES_FOR_AIR or any(value is None for case in lowest for value in case):
         return None
-    return [float(value) for value in np.array(lowest, float).min(0)]
+    return [float(value) - AIR_MARGIN for value in np.array(lowest, float).min(0)]
 
 
 def _range(values: list[tuple[Any, ...]]) -> list[list[Any]]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from medseg.core.cases import Already, Outcome, Steps
-from medseg.core.errors import CaseError, MedsegError
+from medseg.core.errors import CaseError, MedsegError, ModelFileError
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
@@ -30,6 +30,7 @@ from medseg.inference.probabilities import Probabilities
 from medseg.inference.quality import describe, judge, typical_of
 from medseg.inference.records import (
     FAILED,
+    PROBABILITIES,
     SKIPPED,
     Record,
     forget,
@@ -45,6 +46,7 @@ from medseg.inference.together import read_models
 from medseg.io.formats import read_grid
 
 ML = 1000  # mm3
+FINISHING_BYTES, FEATURE_BYTES = 13, 6  # a voxel: where pieces are counted in all of a large structure, and where not
 OUTLINE = re.compile(r"^unexpected (\w+)")
 
 
@@ -94,7 +96,7 @@ class SegmentScan(Steps[Scan, Record]):
 
     def weight(self, item: Scan) -> float:
         try:
-            return expected_bytes(_bundle(self.models, self.model_sha256), read_grid(item.images[0]))
+            return expected_bytes(_bundle(self.models, self.model_sha256), read_grid(item.images[0], self.spacing_mm))
         except MedsegError:  # it will be said when its turn comes
             return 0.0
 
@@ -132,7 +134,7 @@ class SegmentScan(Steps[Scan, Record]):
         with ExitStack() as stack:
             files = []
             if self.settings.probabilities:
-                path = self.output / f"{work.scan.case_id}.probabilities.nii.gz"
+                path = self.output / (work.scan.case_id + PROBABILITIES)
                 files.append(stack.enter_context(Probabilities(path, scan.grid, scan.scan_grid, model.bundle.labels)))
             work.answer = ask_network(model, scan, self.settings, files)
             for file in files:
@@ -178,6 +180,13 @@ class SegmentScan(Steps[Scan, Record]):
         if not outcome.ok:
             self.keep_failure(outcome.item, outcome.reason, outcome.seconds, outcome.trace)
 
+    def recorded(self, outcome: Outcome[Scan, Record]) -> Record:
+        """What its worker, or another process that came to it, recorded of a scan; else why the worker was killed over it."""
+        record = read_record(self.output, outcome.item.case_id)
+        if record is not None and recorded_since(self.output, record, self.started):
+            return record
+        return self.keep_failure(outcome.item, outcome.reason, outcome.seconds, outcome.trace)
+
     def keep_failure(self, scan: Scan, reason: str, seconds: float = 0.0, trace: str = "") -> Record:
         """Remove what stands there of a scan that could not be segmented, and record why."""
         record = self.failure(scan, reason, seconds)
@@ -188,7 +197,7 @@ class SegmentScan(Steps[Scan, Record]):
     def failure(self, scan: Scan, reason: str, seconds: float = 0.0) -> Record:
         """The record of a scan that could not be segmented."""
         try:
-            input_sha256 = images_sha256(scan.images)
+            input_sha256 = "" if scan.skipped else images_sha256(scan.images)
         except CaseError:
             input_sha256 = ""
         return Record(
@@ -222,7 +231,10 @@ def untold(scan: Scan, reason: str) -> str:
 
 def volumes(classes: LabelMap, labels: LabelScheme) -> dict[str, float]:
     """Of each structure or region: in ml, in mm2 for a picture of one slice, or in voxels where no physical size is known."""
-    counts = np.bincount(classes.array.T.reshape(-1), minlength=labels.n_classes)  # in the order that they lie in
+    # Plane by plane: counting makes eight bytes of each voxel.
+    counts = np.zeros(labels.n_classes, np.int64)
+    for plane in classes.array.T:
+        counts += np.bincount(plane.reshape(-1), minlength=labels.n_classes)
     size = classes.grid.voxel_volume / (ML if _unit(classes.grid) == "ml" else 1)
     return {name: float(counts[members].sum() * size) for name, members in labels.measured.items()}
 
@@ -234,13 +246,18 @@ def _unit(grid: Grid) -> str:
 
 
 def expected_bytes(bundle: Bundle, grid: Grid) -> float:
-    """Memory that a scan takes while it is in hand: its voxels on both grids, the sums of its windows, and its mask."""
+    """Memory that a scan takes while it is in hand: its voxels on both grids, the sums of its windows or what is made of the mask
+    when it is finished, and the mask.
+    """
     plan, numbers = bundle.plan, 4
     fine = np.prod(grid.shape) * plan.n_channels * numbers
     shape = prepared_shape(bundle, grid)
     band = min(patch / max(n, patch) for patch, n in zip(plan.patch_voxels, shape, strict=True))
     coarse = math.prod(shape)
-    return float(fine + coarse * plan.n_channels * numbers + coarse * band * bundle.labels.n_outputs * numbers + fine / numbers)
+    voxels = math.prod(grid.shape)
+    finishing = voxels * (FINISHING_BYTES if bundle.description.postprocessing else FEATURE_BYTES)
+    sums = coarse * band * bundle.labels.n_outputs * numbers
+    return float(fine + coarse * plan.n_channels * numbers + max(sums, finishing) + voxels)
 
 
 def prepared_shape(bundle: Bundle, grid: Grid) -> tuple[int, int, int]:
@@ -260,7 +277,10 @@ def _bundle(models: tuple[Path, ...], sha256: str) -> Bundle:
 
 @lru_cache(maxsize=1)
 def _read_bundle(models: tuple[Path, ...], sha256: str) -> Bundle:
-    return read_models(models, quiet=True)
+    bundle = read_models(models, quiet=True)
+    if bundle.sha256 != sha256:
+        raise ModelFileError(f"{' and '.join(map(str, models))} was replaced while it was in use; start again.")
+    return bundle
 
 
 @lru_cache(maxsize=1)
@@ -268,7 +288,7 @@ def _loaded(models: tuple[Path, ...], sha256: str, settings: SegmentConfig, thre
     """The model, loaded once in each process."""
     if threads:
         torch.set_num_threads(threads)
-    return load_model(models, settings, sha256, threads, scans)
+    return load_model(models, settings, _bundle(models, sha256), threads, scans)
 
 
 def let_go() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medseg.core.errors import CaseError, ModelFileError
+from medseg.core.errors import CaseError
 from medseg.core.grid import Grid
 from medseg.core.volume import LabelMap
 from medseg.data.transforms import LookAtd, apply, scan_transform
@@ -75,21 +75,19 @@ class Answer:
 
 
 def load_model(
-    places: Sequence[Path], settings: EngineConfig, sha256: str = "", threads: int | None = None, scans: int = 1
+    places: Sequence[Path], settings: EngineConfig, bundle: Bundle | None = None, threads: int | None = None, scans: int = 1
 ) -> LoadedModel:
     """The model in one file, or in several places together, on the device and with the arithmetic that the settings ask for.
 
     Args:
         places: as `read_models` takes them.
-        sha256: what the model must have; empty accepts any.
+        bundle: what it gave, where they have been read.
         threads: of the processor; None takes all that this process may use.
         scans: how many are to be segmented.
     Raises: ModelFileError; ConfigError where a GPU is asked for and there is none.
     """
     device = find_device(settings.device)
-    bundle = read_models(places, quiet=bool(sha256))
-    if sha256 and bundle.sha256 != sha256:
-        raise ModelFileError(f"{' and '.join(map(str, places))} was replaced while it was in use; start again.")
+    bundle = bundle or read_models(places)
     arithmetic = choose_arithmetic(settings, bundle, device, scans)
     run = ready(bundle, arithmetic, device, cache_folder(Path(places[0])), threads)
     return LoadedModel(bundle, run, device, arithmetic, settings.batch or windows_at_once(run, bundle, device))

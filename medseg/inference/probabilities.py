@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from medseg.core.errors import OutputError
 from medseg.core.files import atomic_path
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
@@ -36,9 +39,14 @@ class Probabilities:
         self.rows = Rows(prepared_grid, scan_grid, MOST_VOXELS)
         self.header = probability_header(scan_grid, list(labels.measured))
         self.plain = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # as `atomic_path`, so that what a kill left is known
-        path.parent.mkdir(parents=True, exist_ok=True)
         shape = (*scan_grid.shape, len(labels.measured))
-        self.values = np.memmap(self.plain, "<u2", "w+", len(self.header), shape, order="F")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _reserve(self.plain, len(self.header) + 2 * math.prod(shape))
+        except OSError as error:
+            self.plain.unlink(missing_ok=True)
+            raise OutputError(f"{path} cannot be written ({error.strerror}); free space or choose another output.") from error
+        self.values = np.memmap(self.plain, "<u2", "r+", len(self.header), shape, order="F")
 
     def __enter__(self) -> Probabilities:
         return self
@@ -68,6 +76,15 @@ class Probabilities:
             open(self.plain, "rb") as plain,
         ):
             shutil.copyfileobj(plain, packed, 2**20)
+
+
+def _reserve(path: Path, size_bytes: int) -> None:
+    """Make a file of zeros whose place on the disk is certain: writing to a mapped file on a full disk would end the process."""
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+        else:
+            file.truncate(size_bytes)
 
 
 def _interpolated(channel: torch.Tensor, lines: list[Line]) -> torch.Tensor:

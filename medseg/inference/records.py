@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from medseg.core.errors import OutputError
 from medseg.core.files import file_sha256, remove, write_json, write_text
 from medseg.core.folders import folder_sha256
 from medseg.inference.quality import Flag, qc_csv, qc_row
@@ -21,6 +22,7 @@ COLUMNS = (
     "case_id", "input", "output", "status", "reason", "seconds", "input_sha256", "model_sha256", "options_sha256",
     "output_sha256", "windows", "windows_skipped",
 )  # fmt: skip
+PROBABILITIES = ".probabilities.nii.gz"
 TABLES = ("predictions.csv", "volumes.csv", "qc.csv")
 
 
@@ -104,7 +106,8 @@ def forget(output: Path, case_id: str, keep: Sequence[str] = ()) -> None:
         keep: outputs that have been or are about to be written anew.
     """
     record = read_record(output, case_id)
-    for name in (record.output, *record.others) if record is not None else ():
+    # The probabilities stand before any record names them.
+    for name in (case_id + PROBABILITIES, *((record.output, *record.others) if record is not None else ())):
         if name and name not in keep:
             remove_output(output / Path(name).name)
     remove(_path(output, case_id))
@@ -113,7 +116,10 @@ def forget(output: Path, case_id: str, keep: Sequence[str] = ()) -> None:
 def remove_output(path: Path) -> None:
     """Remove a file or a folder where there is one. Raises: OutputError."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be removed ({error.strerror}); remove it or choose another output.") from error
     else:
         remove(path)
 

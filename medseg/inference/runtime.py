@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata, util
@@ -28,7 +29,8 @@ from platformdirs import user_cache_path
 from torch import nn
 from torch.nn import functional
 
-from medseg.core.errors import ConfigError, MissingExtraError, OutputError
+import medseg
+from medseg.core.errors import ConfigError, MedsegError, MissingExtraError, OutputError
 from medseg.core.files import file_sha256, write_json
 from medseg.core.limits import available_cores
 from medseg.core.progress import say
@@ -81,7 +83,7 @@ def choose_arithmetic(settings: EngineConfig, bundle: Bundle, device: torch.devi
         raise MissingExtraError("`runtime` openvino needs the package openvino; pip install openvino, or use the runtime torch.")
     openvino = device.type == "cpu" and settings.runtime != "torch" and has_openvino()
     runtime: Runtime = "openvino" if openvino else "torch"
-    precision, reason = _precision(settings.precision, bundle, device)
+    precision, reason = _precision(settings.precision, bundle, device, runtime)
     return Arithmetic(runtime, precision, reason, device.type == "cuda" and scans >= COMPILING_PAYS_FROM)
 
 
@@ -90,7 +92,7 @@ def has_openvino() -> bool:
     return util.find_spec("openvino") is not None
 
 
-def _precision(asked: str, bundle: Bundle, device: torch.device) -> tuple[Precision, str]:
+def _precision(asked: str, bundle: Bundle, device: torch.device, runtime: Runtime) -> tuple[Precision, str]:
     if asked != "auto":
         return asked, "as asked"  # type: ignore[return-value]
     figures = (bundle.description.precision_figures or {}).get("bfloat16")
@@ -100,6 +102,8 @@ def _precision(asked: str, bundle: Bundle, device: torch.device) -> tuple[Precis
         return ("bfloat16", "the GPU computes in it") if has_bfloat16(device) else ("float32", "the GPU has no bfloat16")
     if figures is None:
         return "float32", "the model has no figures on bfloat16"
+    if figures["runtime"] != runtime:
+        return "float32", f"the model's figures on bfloat16 were measured with {figures['runtime']}"
     if (unit := bfloat16_unit()) is None:
         return "float32", "the processor has no bfloat16"
     if overhanging(bundle):
@@ -131,8 +135,10 @@ def ready(bundle: Bundle, arithmetic: Arithmetic, device: torch.device, cache: P
             try:
                 runs.append(OpenVinoNetwork(converted(network, shape, cache / name), arithmetic.precision, threads))
                 continue
-            except RuntimeError as error:  # of an operation that it does not have
-                say(f"OpenVINO does not run this network ({str(error).strip().splitlines()[0][:80]}); PyTorch runs it")
+            except MedsegError:
+                raise
+            except Exception as error:  # of an operation that it does not have; they are of many kinds
+                say(f"OpenVINO does not run this network ({type(error).__name__}); PyTorch runs it")
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         if device.type == "cuda" or arithmetic.precision == "float32":  # norms in bfloat16 on a CPU are slower channels-last
@@ -148,8 +154,11 @@ def windows_at_once(run: Run, bundle: Bundle, device: torch.device) -> int:
     window = torch.zeros(1, bundle.plan.n_channels, *bundle.plan.patch_voxels, device=device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    with torch.inference_mode():
-        run(window)
+    try:
+        with torch.inference_mode():
+            run(window)
+    except torch.OutOfMemoryError:  # `predict_slabs` says so, or finds a way
+        return 1
     of_one = torch.cuda.max_memory_allocated(device) - before
     return max(1, min(MOST_AT_ONCE, int(torch.cuda.mem_get_info(device)[0] / 2 / max(1, of_one))))
 
@@ -195,6 +204,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,  # other workers, and the steps beside this one, need the cores too
         }
         self.requests: dict[int, Any] = {}
+        self._request(1)
 
     def __call__(self, stack: torch.Tensor) -> torch.Tensor:
         request = self._request(len(stack))
@@ -213,13 +223,19 @@ class OpenVinoNetwork:
 def converted(network: nn.Module, shape: Sequence[int], path: Path) -> Path:
     """The file of a network in OpenVINO's form (an .xml, its weights in float32 in a .bin beside it); made where it is not there.
 
+    Where the folder is somebody else's, it is made where the user's programs keep such things.
+
     Args:
         shape: (C, X, Y, Z) of a window.
     Raises: OutputError where it cannot be written.
     """
+    own = user_cache_path("medseg") / "openvino" / path.name
+    if there := next((place for place in (path, own) if _intact(place)), None):
+        return there
+    path = path if _may_write(path.parent) else own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.parent / ".lock"):
+        with _alone(path.parent):
             if not _intact(path):
                 _convert(network, shape, path)
     except OSError as error:
@@ -228,9 +244,24 @@ def converted(network: nn.Module, shape: Sequence[int], path: Path) -> Path:
 
 
 def cache_folder(model: Path) -> Path:
-    """Where the networks of a model are kept in OpenVINO's form: beside it, else where the user's programs keep such things."""
-    folder = model if model.is_dir() else model.parent
-    return folder / ".openvino" if os.access(folder, os.W_OK) else user_cache_path("medseg") / "openvino"
+    """Where the networks of a model are kept in OpenVINO's form: beside it."""
+    return (model if model.is_dir() else model.parent) / ".openvino"
+
+
+def _may_write(folder: Path) -> bool:
+    return os.access(folder if folder.exists() else folder.parent, os.W_OK)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from converting there; where the disk has no locks, two may make the same files."""
+    lock = FileLock(folder / ".lock")
+    with suppress(NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _convert(network: nn.Module, shape: Sequence[int], path: Path) -> None:
@@ -270,7 +301,8 @@ def _intact(path: Path) -> bool:
 
 def _name(kind: Kind, weights: Weights, shape: Sequence[int]) -> str:
     """A file name that stands for the network, its weights and the version of OpenVINO."""
-    digest = hashlib.sha256(json.dumps([kind.architecture, kind.options, list(shape)], sort_keys=True).encode())
+    about = [medseg.__version__, kind.architecture, kind.options, list(shape)]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 import medseg
 from medseg.core.cases import Claims, Outcome, map_cases
 from medseg.core.errors import CaseError, ConfigError
-from medseg.core.files import json_sha256, remove, remove_leftovers
+from medseg.core.files import atomic_path, json_sha256, remove, remove_leftovers
 from medseg.core.limits import available_cores, available_memory
 from medseg.core.progress import duration, say
 from medseg.inference.bundle import Bundle
@@ -85,9 +86,18 @@ def segment_folder(
         say(f"segment: {linkage} tells which pseudonym is which patient; keep it to yourself")
     if series and settings.output_format != "same":
         say("segment: DICOM masks carry the names and numbers of their patients, as the standard demands")
-    what = [bundle.sha256, options_of(bundle, settings, spacing_mm), [scan.case_id for scan in scans]]
+    what = [bundle.sha256, options_of(bundle, settings, spacing_mm), [[scan.case_id, _stats(scan)] for scan in scans]]
     with working_alike(output, what):
         return segment_scans(models, scans, folder, output, settings, "segment", spacing_mm, redo)
+
+
+def _stats(scan: Scan) -> list[list[int]]:
+    """Size and time of each file, which tell apart what has the same name in two folders."""
+    found = []
+    for path in scan.files:
+        with suppress(OSError):
+            found.append([path.stat().st_size, path.stat().st_mtime_ns])
+    return found
 
 
 @contextmanager
@@ -133,30 +143,24 @@ def segment_scans(
     if settings.mirror and not bundle.allowed_flips:
         say(f"{title}: the model allows no mirroring, so there is none")
     wanted = [scan for scan in scans if not scan.reason and not scan.skipped]
+    options, threads = json_sha256(options_of(bundle, settings, spacing_mm)), available_cores() // settings.workers
     job = SegmentScan(
-        tuple(Path(model) for model in models),
-        bundle.sha256,
-        json_sha256(options_of(bundle, settings, spacing_mm)),
-        settings,
-        Path(root),
-        output,
-        spacing_mm,
-        redo,
-        max(1, available_cores() // settings.workers) if settings.workers > 1 else None,
-        len(wanted),
-        time.time(),
+        *(tuple(map(Path, models)), bundle.sha256, options, settings, Path(root), output, spacing_mm, redo),
+        threads=max(1, threads) if settings.workers > 1 else None,
+        scans=len(wanted),
+        started=_moment(output),
     )
     # The tables are there only when the whole list has been gone through; meanwhile the records stand.
     for name in TABLES:
         remove(output / name)
-    records = {scan: job.keep_failure(scan, scan.reason) for scan in scans if scan.reason or scan.skipped}
+    records = {scan: job.failure(scan, scan.reason) for scan in scans if scan.skipped}
+    records |= {scan: job.keep_failure(scan, scan.reason) for scan in scans if scan.reason and not scan.skipped}
     several = len(wanted) > 1
     if several:
         _announce(title, wanted, bundle, job)
 
     def keep(outcome: Outcome[Scan, Record]) -> None:
-        # What a worker was killed over, only this process can record.
-        records[outcome.item] = outcome.result or job.keep_failure(outcome.item, outcome.reason, outcome.seconds, outcome.trace)
+        records[outcome.item] = outcome.result or job.recorded(outcome)
 
     claims, memory = Claims(output / CLAIMS), MEMORY_SHARE * available_memory()
     map_cases(job, wanted, title, settings.workers, keep, isolated=several, memory=memory, claims=claims)
@@ -166,6 +170,16 @@ def segment_scans(
         write_tables(output, ordered)
     _tell(title, ordered, output)
     return ordered
+
+
+def _moment(output: Path) -> float:
+    """Now, by the clock of the disk that records are written to. Raises: OutputError."""
+    path = output / "records" / f".{secrets.token_hex(4)}.moment"
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        moment = temporary.stat().st_mtime
+    remove(path)
+    return moment
 
 
 def exit_code(records: Sequence[Record]) -> int:
@@ -199,12 +213,11 @@ def _announce(title: str, scans: Sequence[Scan], bundle: Bundle, job: SegmentSca
             continue  # it will be a row with this reason
     if not grids:
         return
-    model = load_model(job.models, job.settings, job.model_sha256, job.threads, len(scans))
+    model = load_model(job.models, job.settings, bundle, job.threads)
     windows = [count_windows(prepared_shape(bundle, grid), bundle.plan.patch_voxels, job.settings.overlap) for grid in grids]
     seconds = statistics.fmean(windows) * len(scans) * _seconds_of_window(model) * 2 ** len(mirror_axes(bundle, job.settings))
-    memory = (
-        PROCESS_BYTES * (1 + job.settings.workers) + max(expected_bytes(bundle, grid) for grid in grids) * job.settings.workers
-    )
+    in_hand = job.settings.workers * len(job.steps)
+    memory = PROCESS_BYTES * (1 + job.settings.workers) + max(expected_bytes(bundle, grid) for grid in grids) * in_hand
     how = f"{model.arithmetic.runtime} in {model.arithmetic.precision} ({model.arithmetic.reason})"
     say(f"{title}: {len(scans)} scans, at most about {duration(seconds)} and {memory / 1e9:.1f} GB of memory; {how}")
 

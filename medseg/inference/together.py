@@ -95,7 +95,9 @@ def _join_figures(figures: Sequence[dict[str, Any] | None]) -> dict[str, Any] | 
     known = [of_one["bfloat16"] for of_one in figures if of_one is not None]
     if len(known) < len(figures):
         return None
-    return {"bfloat16": {"allowed": all(of_one["allowed"] for of_one in known), "models": known}}
+    runtimes = {of_one["runtime"] for of_one in known}
+    runtime = runtimes.pop() if len(runtimes) == 1 else "several runtimes"
+    return {"bfloat16": {"allowed": all(of_one["allowed"] for of_one in known), "runtime": runtime, "models": known}}
 
 
 def join_postprocessing(chosen: Sequence[Postprocessing | None]) -> Postprocessing | None:

@@ -21,7 +21,7 @@ from medseg.data.transforms import LoadVolumed, apply, training_transform
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, measure
 
 Spacing = tuple[float, float, float] | None
-MEASUREMENT = 3  # counts up where `measure` measures something else, so that old records are not taken for new ones
+MEASUREMENT = 4  # counts up where `measure` measures something else, so that old records are not taken for new ones
 
 
 @dataclass(frozen=True)

@@ -39,16 +39,17 @@ def measure_precision(
         cache: folder for converted networks.
     Returns: {"bfloat16": {"allowed", "runtime", "cases", "structures": {name: {"float32", "bfloat16", "agreement"}}}}: mean Dice
         against the reference in each, and between the two over the cases where the structure has more than 500 voxels. None where
-        this machine does not compute in bfloat16, so that nothing can be said.
+        nothing can be said; the reason is told.
     """
-    gpu = device.type == "cuda"
-    if not (has_bfloat16(device) if gpu else bfloat16_unit()) or (not gpu and overhanging(bundle)):
+    gpu, name = device.type == "cuda", bundle.description.model
+    if reason := _why_not(bundle, device):
+        say(f"train {name}: masks will be made in float32 unless stated otherwise, for {reason}")
         return None
     runtime: Runtime = "openvino" if not gpu and has_openvino() else "torch"
     runs = [ready(bundle, Arithmetic(runtime, precision, ""), device, cache) for precision in ("float32", "bfloat16")]
     some = list(val_ids)[:: -(-len(val_ids) // MOST_CASES)]
     rows = []
-    with progress(f"train {bundle.description.model}: float32 and bfloat16", len(some)) as advance:
+    with progress(f"train {name}: float32 and bfloat16", len(some)) as advance:
         for done, case_id in enumerate(some, start=1):
             case = store.open(case_id)
             image, reference = np.array(case.image), np.array(case.classes)
@@ -56,7 +57,18 @@ def measure_precision(
             exact, rough = (bundle.labels.decide(logits) for logits in answers)
             rows.append(_compare(exact, rough, reference, bundle.labels))
             advance(done)
-    return {"bfloat16": _judged(np.array(rows), list(bundle.labels.measured)) | {"runtime": runtime, "cases": len(some)}}
+    found = _judged(np.array(rows), list(bundle.labels.measured)) | {"runtime": runtime, "cases": len(some)}
+    _tell(name, found)
+    return {"bfloat16": found}
+
+
+def _why_not(bundle: Bundle, device: torch.device) -> str:
+    """Why nothing can be said of bfloat16 here; empty where it can be measured."""
+    if device.type == "cuda":
+        return "" if has_bfloat16(device) else "the GPU has no bfloat16"
+    if not bfloat16_unit():
+        return "this processor has no bfloat16 to measure it with"
+    return "this network has convolutions longer than the pictures that they see" if overhanging(bundle) else ""
 
 
 def _compare(
@@ -81,6 +93,10 @@ def _judged(values: npt.NDArray[np.float64], names: list[str]) -> dict[str, Any]
     Args:
         values: (cases, structures, 3) as `_compare`.
     """
+    # Where a structure is in neither of two masks, they agree; that counts where the other precision is not so right.
+    values = values.copy()
+    either = np.isnan(values[..., :2])
+    values[..., :2][either & ~either.all(-1, keepdims=True)] = 1
     structures, allowed = {}, True
     for index, name in enumerate(names):
         float32, bfloat16, agreement = (_mean(column) for column in values[:, index].T)
@@ -90,14 +106,10 @@ def _judged(values: npt.NDArray[np.float64], names: list[str]) -> dict[str, Any]
     return {"allowed": allowed, "structures": structures}
 
 
-def tell_precision(name: str, figures: dict[str, Any] | None) -> None:
-    """Say what was found."""
-    if figures is None:
-        say(f"train {name}: this machine does not compute in bfloat16, so masks will be made in float32 unless stated otherwise")
-        return
-    found = figures["bfloat16"]
-    lost = max((s["float32"] - s["bfloat16"] for s in found["structures"].values() if s["float32"] is not None), default=0.0)
-    agreement = min((s["agreement"] for s in found["structures"].values() if s["agreement"] is not None), default=math.nan)
+def _tell(name: str, found: dict[str, Any]) -> None:
+    figures = found["structures"].values()
+    lost = max((s["float32"] - s["bfloat16"] for s in figures if s["float32"] is not None), default=0.0)
+    agreement = min((s["agreement"] for s in figures if s["agreement"] is not None), default=math.nan)
     verdict = "masks may be made in it" if found["allowed"] else "masks will be made in float32 unless stated otherwise"
     say(f"train {name}: bfloat16 costs at most {lost:.4f} of a structure's Dice (agreement {agreement:.4f}); {verdict}")
 

@@ -76,7 +76,7 @@ def test_outcomes_come_in_the_order_given_and_bad_cases_have_reasons(workers: in
     assert outcomes[3].trace == ""
     assert outcomes[4].reason == "unexpected ValueError: our fault"
     assert "double_but_one_is_bad" in outcomes[4].trace
-    assert outcomes[5].reason == "out of memory"
+    assert outcomes[5].reason == "there was not enough memory for it; free some, use fewer workers, or crop it"
     assert [o.ok for o in outcomes] == [True] * 3 + [False] * 3 + [True] * 2
     assert sorted(o.item for o in ended) == list(range(8))
 

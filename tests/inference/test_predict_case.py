@@ -18,10 +18,12 @@ from medseg.data.preprocess import preprocess
 from medseg.inference.bundle import Bundle
 from medseg.inference.config import EngineConfig, PredictConfig, SegmentConfig
 from medseg.inference.device import find_device
+from medseg.inference.job import SegmentScan
 from medseg.inference.postprocess import Postprocessing, Rule, postprocess
 from medseg.inference.predict import LoadedModel, load_model, mirror_axes, predict_case
 from medseg.inference.restore import restore
 from medseg.inference.runtime import together
+from medseg.inference.scans import Scan
 from medseg.inference.window import predict_logits
 from medseg.io.formats import read_volume
 
@@ -202,10 +204,11 @@ def test_device() -> None:
             find_device("cuda", "training.device")
 
 
-def test_a_model_that_is_replaced_meanwhile(tmp_path: Path) -> None:
+def test_a_model_that_is_replaced_meanwhile(tmp_path: Path, scan: Path) -> None:
     path = write_tiny_model(tmp_path / "m.medseg")
+    job = SegmentScan((path,), "0" * 64, "", SegmentConfig(device="cpu"), tmp_path, tmp_path)
     with pytest.raises(ModelFileError, match="was replaced while it was in use"):
-        load_model([path], CPU, sha256="0" * 64)
+        job.read(Scan("p01", (scan,)))
 
 
 def test_the_section_predict() -> None:

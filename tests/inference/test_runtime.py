@@ -173,7 +173,6 @@ def test_beside_a_model_that_is_read_only_nothing_is_written(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = read_only / "model.medseg"
-    assert cache_folder(model) == tmp_path / "cache/medseg/openvino"
     load_model([model], EngineConfig(device="cpu", runtime="openvino"))
     assert [path.name for path in read_only.iterdir()] == ["model.medseg"]
     assert len(list((tmp_path / "cache/medseg/openvino").glob("*.bin"))) == 1
@@ -184,7 +183,7 @@ def test_beside_other_models_it_lies_in_a_hidden_folder(tmp_path: Path) -> None:
     assert cache_folder(tmp_path) == tmp_path / ".openvino"  # a folder of folds
 
 
-ALLOWED, REFUSED = {"bfloat16": {"allowed": True}}, {"bfloat16": {"allowed": False}}
+ALLOWED, REFUSED = ({"bfloat16": {"allowed": allowed, "runtime": "openvino"}} for allowed in (True, False))
 
 
 @pytest.mark.parametrize(
@@ -202,10 +201,17 @@ def test_which_numbers_a_processor_computes_in(
     monkeypatch: pytest.MonkeyPatch, figures: Any, unit: str | None, asked: Any, precision: str, reason: str
 ) -> None:
     monkeypatch.setattr(runtime, "bfloat16_unit", lambda: unit)
-    bundle = bundle_of(*NETWORKS["U-Net 3D"], precision_figures=figures)
     for name, expected in (("auto", "openvino"), ("openvino", "openvino"), ("torch", "torch")):
+        measured = figures and {"bfloat16": figures["bfloat16"] | {"runtime": expected}}
+        bundle = bundle_of(*NETWORKS["U-Net 3D"], precision_figures=measured)
         found = choose_arithmetic(EngineConfig(precision=asked, runtime=name), bundle, CPU, scans=1000)  # type: ignore[arg-type]
         assert (found.runtime, found.precision, found.reason, found.compiled) == (expected, precision, reason, False)
+
+
+def test_figures_of_another_runtime_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "bfloat16_unit", lambda: "AMX")
+    found = choose_arithmetic(EngineConfig(runtime="torch"), bundle_of(*NETWORKS["U-Net 3D"], precision_figures=ALLOWED), CPU)
+    assert (found.precision, found.reason) == ("float32", "the model's figures on bfloat16 were measured with openvino")
 
 
 @pytest.mark.parametrize(

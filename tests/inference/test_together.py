@@ -202,7 +202,7 @@ def test_every_file_that_differs_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_true_of_one_model_only_is_left_out(tmp_path: Path) -> None:
-    figures = {"bfloat16": {"allowed": True, "structures": {}}}
+    figures = {"bfloat16": {"allowed": True, "runtime": "openvino", "structures": {}}}
     shared = {"fingerprint": {"cases": 3}, "precision_figures": figures, "finish": {"dice": {"before": 0.1, "after": 0.2}}}
     one, other = write(tmp_path / "1.medseg", **shared), write(tmp_path / "2.medseg", seed=1, **shared)
     about = read_models([one, other]).description
