@@ -264,5 +264,5 @@ def test_where_memory_runs_out_the_scan_is_a_row_and_the_rest_goes_on(
     assert run.end() == 1, run.text
     table = {row["case_id"]: row for row in csv.DictReader((folder.output / "predictions.csv").read_text().splitlines())}
     assert {name: row["status"] for name, row in table.items()} == {**dict.fromkeys("abc", "done"), "b_huge": "failed"}
-    assert "want of memory" in table["b_huge"]["reason"] or table["b_huge"]["reason"] == "out of memory", table["b_huge"]
+    assert "memory" in table["b_huge"]["reason"], table["b_huge"]
     assert folder.hidden() == []
