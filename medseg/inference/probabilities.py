@@ -57,12 +57,12 @@ class Probabilities:
 
     def add(self, slab: Slab) -> None:
         """Write what can be said now. Slabs come in order."""
-        logits, parts = self.rows.ready(slab)
-        answer = self.rows.turned(logits)
-        for lines in parts:
-            between = torch.stack([_interpolated(channel, lines) for channel in answer])
-            share = between.sigmoid() if self.labels.regions else between.softmax(0)[1:]
-            self.values.T[(slice(None), *place_of(lines))] = (share * FULL_SCALE).round_().cpu().numpy().astype(np.uint16)
+        for logits, parts in self.rows.ready(slab):
+            answer = self.rows.turned(logits)
+            for lines in parts:
+                between = torch.stack([_interpolated(channel, lines) for channel in answer])
+                share = between.sigmoid() if self.labels.regions else between.softmax(0)[1:]
+                self.values.T[(slice(None), *place_of(lines))] = (share * FULL_SCALE).round_().cpu().numpy().astype(np.uint16)
 
     def finish(self) -> None:
         """Compress the file to its place; equal numbers give equal bytes. Raises: OutputError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from medseg.core.resample import INTEGER_TOLERANCE, axes_between
 from medseg.core.volume import LabelMap
 from medseg.inference.window import Slab
 
-MOST_VOXELS = 2**21  # of the scan that are looked at together
+MOST_VOXELS = 2**20  # of the scan that are looked at together
 MIXED = 255  # in place of a class: the voxels around do not agree
 
 
@@ -42,27 +43,34 @@ class Rows:
         self.done = 0  # rows along the axis that slabs come in
         self.held: torch.Tensor | None = None  # the last row of the slab before
 
-    def ready(self, slab: Slab) -> tuple[torch.Tensor, list[list[Line]]]:
+    def ready(self, slab: Slab) -> Iterator[tuple[torch.Tensor, list[list[Line]]]]:
         """What can be said now. Slabs come in order.
 
-        Returns: the logits (K, x, y, z), and parts of the scan, each as its lines along X, Y and Z, that lie between them.
+        Yields: logits (K, x, y, z), and parts of the scan, each as its lines along X, Y and Z, that lie between them: first what
+            lies between this slab and the one before, then the slab.
         """
-        logits, first = slab.logits, slab.start
+        axis = slab.axis + 1
         if self.held is not None:
-            logits, first = torch.cat([self.held, logits], slab.axis + 1), first - 1
-        axis = self.axes.index(slab.axis)
+            seam = torch.cat([self.held, slab.logits.narrow(axis, 0, 1)], axis)
+            yield seam, self._parts(slab.axis, slab.start - 1, 2)
+        rows = slab.logits.shape[axis]
+        yield slab.logits, self._parts(slab.axis, slab.start, rows)
+        if not self.exact:
+            self.held = slab.logits.narrow(axis, rows - 1, 1).clone()
+
+    def _parts(self, slab_axis: int, first: int, rows: int) -> list[list[Line]]:
+        """What has not been said of the scan and needs these rows of the answer only."""
+        axis = self.axes.index(slab_axis)
         line = self.lines[axis].moved(-first)
-        ready = line.ready(logits.shape[slab.axis + 1])
+        ready = line.ready(rows)
         each = max(1, self.most * len(line.lower) // max(1, math.prod(len(one.lower) for one in self.lines)))
         parts = []
         for start in range(self.done, ready, each):
             part = list(self.lines)
             part[axis] = line.part(start, min(start + each, ready))
             parts.append(part)
-        self.done = ready
-        if not self.exact:
-            self.held = logits.narrow(slab.axis + 1, logits.shape[slab.axis + 1] - 1, 1).clone()
-        return logits, parts
+        self.done = max(self.done, ready)
+        return parts
 
     def turned(self, picture: torch.Tensor) -> torch.Tensor:
         """The last three axes of a picture as the scan's Z, Y, X."""
@@ -91,10 +99,11 @@ class Restorer:
 
     def add(self, slab: Slab) -> None:
         """Decide what can be decided now. Slabs come in order."""
-        logits, parts = self.rows.ready(slab)
-        codes = self._codes(logits)
-        for lines in parts:
-            self.classes.T[place_of(lines)] = self._decide(logits, codes, lines).cpu().numpy()
+        for logits, parts in self.rows.ready(slab):
+            codes = self._codes(logits) if parts else None
+            for lines in parts:
+                assert codes is not None
+                self.classes.T[place_of(lines)] = self._decide(logits, codes, lines).cpu().numpy()
 
     def finish(self) -> LabelMap:
         """(X, Y, Z) uint8 class indices on the scan's grid; background where the prepared picture does not reach."""
