@@ -22,8 +22,10 @@ from tiny_models import SCHEME, tiny_bundle, tiny_plan, write_tiny_model
 
 from medseg.core.errors import ModelFileError
 from medseg.core.labels import LabelScheme, Region
+from medseg.data.normalise import CaseNormalisation, FixedNormalisation
+from medseg.data.preprocess import Preprocessing
 from medseg.inference.bundle import FIXED_TIME, SEAL, Bundle, Kind, Origin, read_bundle, write_bundle
-from medseg.inference.card import fingerprint_ranges, model_card
+from medseg.inference.card import air_below, fingerprint_ranges, model_card
 from medseg.inference.postprocess import Postprocessing, Rule
 from medseg.planning.fingerprint import CaseFingerprint, Fingerprint, Intensities
 
@@ -584,3 +586,24 @@ def test_fingerprint_ranges_hold_no_cases() -> None:
         "spacing": [[1.0, 1.0, 10.0], [1.0, 1.0, 30.0]],
         "foreground": [{"low": 1.0, "high": 11.0}],
     }
+
+
+def test_air_is_what_is_darker_than_every_structure_of_enough_ct_cases() -> None:
+    def case(lowest: float | None, ignored: int = 0) -> CaseFingerprint:
+        inside = Intensities(mean=5, std=1, quantiles=np.linspace(0, 9, 100).tolist(), lowest=lowest)
+        return CaseFingerprint(
+            shape=(10, 10, 5), spacing=(1.0, 1.0, 1.0), physical=True, zero_share=0, nonzero_box_share=1,
+            nonzero_shape=(10, 10, 5), foreground=[inside], class_voxels=[495 - ignored, 5],
+        )  # fmt: skip
+
+    def below(cases: list[CaseFingerprint], rule: object) -> list[float] | None:
+        preprocessing = Preprocessing(physical=True, spacing=None, normalisation=[rule])  # type: ignore[list-item]
+        return air_below(Fingerprint(channels=1, physical=True, cases=cases), preprocessing)
+
+    ct, mr = FixedNormalisation(low=-100, high=300, mean=50, std=30), CaseNormalisation()
+    enough = [case(-120.0 - n) for n in range(10)]
+    assert below(enough, ct) == [-129.0 - 50.0]
+    assert below(enough, mr) is None  # its intensities mean another thing in each scan
+    assert below(enough[:9], ct) is None
+    assert below([*enough, case(None)], ct) is None  # measured by an earlier version
+    assert below([*enough, case(0.0, ignored=3)], ct) is None  # what is ignored may be of the structure
