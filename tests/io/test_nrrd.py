@@ -177,7 +177,7 @@ def test_texts_about_the_patient_are_not_copied(tmp_path: Path) -> None:
         ("kinds: domain domain", "one value for each axis"),
         ("spacings: 1 nan 1", "vectors of 4"),
         ("no separator", "damaged"),
-        ("data file: gone.raw", "damaged"),
+        ("data file: gone.raw", "does not exist; bring that file too"),
     ],
 )
 def test_nonsense_headers_are_unreadable(tmp_path: Path, fields: str, reason: str) -> None:
