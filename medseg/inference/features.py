@@ -14,7 +14,7 @@ from scipy.special import expit
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
-from medseg.inference.postprocess import number_pieces
+from medseg.inference.postprocess import TOUCHING
 
 Array = npt.NDArray[Any]
 Picture = npt.NDArray[np.float32]
@@ -203,7 +203,7 @@ def mask_features(classes: LabelMap, prepared_grid: Grid, labels: LabelScheme) -
             index = [float(n @ np.arange(c, c + len(n))) / count for n, c in zip(along, corner, strict=True)]
             centre = ((to_prepared @ [*index, 1])[:3] + 0.5) / prepared_grid.shape
         found[f"{size_name}:{name}"] = count * voxel
-        found[f"pieces:{name}"] = float(number_pieces(mask)[1]) if count else 0.0
+        found[f"pieces:{name}"] = float(ndimage.label(mask, TOUCHING)[1]) if count else 0.0
         found[f"cut_share:{name}"] = _cut_share(along, corner, grid.shape) if count else 0.0
         found |= {f"position:{name}:{axis}": float(v) for axis, v in zip(AXES, centre, strict=True)}
     return found

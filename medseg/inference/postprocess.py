@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ def boxes_of(classes: Classes) -> list[Box | None]:
 
 def label_pieces(
     classes: Classes, members: list[int], boxes: list[Box | None]
-) -> tuple[Box, npt.NDArray[Any], npt.NDArray[np.int64]]:
+) -> tuple[Box, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """The pieces of a structure, or of a region that has several classes.
 
     Args:
@@ -89,20 +89,10 @@ def label_pieces(
     """
     found = [box for k in members if k <= len(boxes) and (box := boxes[k - 1]) is not None]
     if not found:
-        return (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.uint16), np.zeros(0, np.int64)
+        return (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int32), np.zeros(0, np.int64)
     box = tuple(slice(min(p.start for p in axis), max(p.stop for p in axis)) for axis in zip(*found, strict=True))
-    pieces, count = number_pieces(np.isin(classes[box], members))
+    pieces, count = ndimage.label(np.isin(classes[box], members), TOUCHING)
     return box, pieces, np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-
-
-def number_pieces(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[Any], int]:
-    """The pieces of a mask numbered from 1 on, in 16 bits where those do, and how many there are."""
-    pieces: npt.NDArray[Any] = np.empty(mask.shape, np.uint16)
-    try:
-        return pieces, int(ndimage.label(mask, TOUCHING, pieces))
-    except RuntimeError:  # more than 16 bits number
-        pieces, count = ndimage.label(mask, TOUCHING)
-        return pieces, int(count)
 
 
 def from_large_to_small(labels: LabelScheme, names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from skimage.measure import label as skimage_label
 
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme, Region, Structure
-from medseg.inference.postprocess import Postprocessing, Rule, beneath, from_large_to_small, number_pieces, postprocess
+from medseg.inference.postprocess import Postprocessing, Rule, beneath, from_large_to_small, postprocess
 
 SCHEME = LabelScheme(structures=[Structure(name="liver", id=3), Structure(name="tumour", id=300)])
 TUMOURS = LabelScheme(
@@ -141,12 +141,3 @@ def test_rules_are_checked_and_told() -> None:
         Postprocessing(rules={})
     assert Rule(keep_largest=True, smallest_volume=12.5).text("mm3") == "its largest piece only, no piece below 12.5 mm3"
     assert Rule().text("mm3") == "unchanged"
-
-
-@pytest.mark.parametrize("side", [20, 90])
-def test_any_number_of_pieces_is_told_apart(side: int) -> None:
-    mask = np.zeros((side, side, side), bool)
-    mask[::2, ::2, ::2] = True  # of 90 x 90 x 90 voxels more than 16 bits number
-    pieces, count = number_pieces(mask)
-    assert count == (side // 2) ** 3 == pieces.max()
-    assert len(np.unique(pieces[mask])) == count
