@@ -12,9 +12,8 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.multiprocessing
 
+from medseg.core.crew import signals_held_back
 from medseg.core.errors import MedsegError, StageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class _Worker:
         self.at = context.RawValue("q", STARTING)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(dataset, places, theirs, self.at), daemon=True)
-        with _signals_held_back():
+        with signals_held_back():
             self.process.start()
         theirs.close()  # so that the pipe ends when the worker does
 
@@ -118,23 +118,6 @@ def _end(team: list[_Worker]) -> None:
             worker.process.join()
         worker.process.close()
     team.clear()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Processes started here never get Ctrl-C or SIGTERM, which reach a whole group: the training alone decides how to stop.
-
-    In this process they arrive when the block ends.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # its own start, which is else a part of the first worker's, would lift the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(dataset: PatchDataset, places: Sequence[int], connection: Connection, at: Any) -> None:
