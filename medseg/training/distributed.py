@@ -21,6 +21,9 @@ from medseg.training.device import choose_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # of processes that wait while the main one chooses postprocessing and writes the model
+_ended: list[dist.ProcessGroup | None] = []
+"""Groups that are over, kept as long as the process lives. A DistributedDataParallel may outlive its group (in a traceback,
+in a cycle); if it were the last to hold it, it would wait with the GIL for a thread of gloo that waits for the GIL."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ def processes(device: str) -> Iterator[Processes]:
     try:
         yield Processes(int(os.environ["RANK"]), world)
     finally:
+        _ended.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -132,6 +132,12 @@ def diverge(job, team: Processes) -> None:
     train_model(job, team)
 
 
+def fail_after_a_step(job, team: Processes) -> None:
+    network = team.wrap(nn.Linear(64, 64), torch.device("cpu"))
+    network(torch.ones(1, 64)).sum().backward()
+    raise StageError("after a step.")  # the traceback holds the network when the group is over
+
+
 def assert_same(job, other, **tolerance) -> None:
     one, two = (load_weights(j.folder / "last.safetensors") for j in (job, other))
     assert one.keys() == two.keys()
@@ -233,6 +239,12 @@ def test_a_batch_too_small_to_share_is_a_sentence(together, make_job):
 
 def test_a_refusal_of_the_main_process_ends_all_and_is_said_once(together):
     assert together(refuse) == ["StageError: not in this folder.", 2]
+
+
+def test_a_network_in_a_traceback_outlives_the_group(together):
+    """Without the reference that `processes` keeps, the first of these to destroy a group that works hangs."""
+    for _ in range(20):
+        assert together(fail_after_a_step) == ["StageError: after a step."] * 2
 
 
 def test_they_wait_longer_than_the_half_hour_of_gloo(together):
