@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ INTEGER_TOLERANCE = 1e-4  # of a voxel: below it a mapping is a copy, not an int
 MOST_VOXELS = 2**18  # that are interpolated together: what a processor keeps at hand
 
 
-def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence[int], fill: float = 0) -> Array:
+def resample(
+    array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence[int], fill: float = 0, use_up: bool = False
+) -> Array:
     """The picture `array` on another grid.
 
     An exact copy of voxels where only flips, axis orders, crops or padding are needed; one axis at a time where the axes
@@ -27,10 +30,11 @@ def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence
         array: (X, Y, Z) or (C, X, Y, Z) on `from_grid`.
         order: 0 nearest (labels), 1 linear, 3 cubic spline; one for all axes, or one for each axis of `to_grid` (where the
             axes do not stay parallel, the lowest of them holds).
+        use_up: the array may be overwritten with what is made on the way.
     Returns: array on `to_grid`; the dtype is kept for order 0 and copies, else float32.
     """
     if array.ndim == 3:
-        return resample(array[None], from_grid, to_grid, order, fill)[0]
+        return resample(array[None], from_grid, to_grid, order, fill, use_up)[0]
     if array.shape[1:] != from_grid.shape:
         raise ValueError(f"array {array.shape} does not lie on a grid of {from_grid.shape}")
     mapping = np.linalg.solve(from_grid.affine, to_grid.affine)  # index on to_grid -> index on from_grid
@@ -45,12 +49,14 @@ def resample(array: Array, from_grid: Grid, to_grid: Grid, order: int | Sequence
         orders = [0, 0, 0]
     if any(orders):
         turned = turned.astype(np.float32, copy=False)
+    room = array.reshape(-1) if use_up and array.dtype == np.float32 and array.flags.c_contiguous else np.empty(0, np.float32)
     inside = []
     for axis, (position, along) in enumerate(zip(positions, orders, strict=True), start=1):
         size = turned.shape[axis]
         inside.append((position >= -0.5 - INTEGER_TOLERANCE) & (position <= size - 0.5 + INTEGER_TOLERANCE))
-        turned = _along_axis(turned, np.clip(position, 0, size - 1), axis, along)
-    if all(mask.all() for mask in inside):
+        turned = _along_axis(turned, np.clip(position, 0, size - 1), axis, along, room)
+    lent = np.may_share_memory(turned, room) and turned.size < room.size  # more memory than it needs
+    if all(mask.all() for mask in inside) and not lent:
         return np.ascontiguousarray(turned)
     result = np.array(turned, order="C")  # never the caller's own voxels
     for axis, mask in enumerate(inside, start=1):
@@ -76,15 +82,21 @@ def _parallel_axes(mapping: Array) -> tuple[int, int, int] | None:
     return None
 
 
-def _along_axis(array: Array, position: Array, axis: int, order: int) -> Array:
-    """The array at other positions along one axis; a view where they are a plain part of it."""
+def _along_axis(array: Array, position: Array, axis: int, order: int, room: Array) -> Array:
+    """The array at other positions along one axis; a view where they are a plain part of it.
+
+    Args:
+        room: (N,) float32 that the result is put into where it fits and the array does not lie there.
+    """
     size = array.shape[axis]
     if order == 0 or size == 1:
         # Half-way positions round up, the same on every platform.
         index = np.clip(np.floor(position + 0.5 + 1e-9).astype(int), 0, size - 1)
         return array[(slice(None),) * axis + (_as_slice(index),)]
     index, weights = _taps(position, size, order)
-    result = np.empty((*array.shape[:axis], len(position), *array.shape[axis + 1 :]), np.float32)
+    result_shape = (*array.shape[:axis], len(position), *array.shape[axis + 1 :])
+    fits = math.prod(result_shape) <= room.size and not np.may_share_memory(array, room)
+    result = room[: math.prod(result_shape)].reshape(result_shape) if fits else np.empty(result_shape, np.float32)
     shape = [len(position) if a == axis else 1 for a in range(array.ndim)]
     # In parts along another axis, side by side: each line is computed by itself, and what is made on the way stays small.
     across = max((a for a in range(1, array.ndim) if a != axis), key=lambda a: array.shape[a])

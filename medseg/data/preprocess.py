@@ -46,7 +46,7 @@ def preprocess(volume: Volume, preprocessing: Preprocessing, where: str = "scan"
     """
     grid = prepared_grid(volume, preprocessing, where)
     normalised = normalise(volume.array, preprocessing.normalisation, where, in_place=use_up)
-    return Volume(resample(normalised, volume.grid, grid, preprocessing.order), grid)
+    return Volume(resample(normalised, volume.grid, grid, preprocessing.order, use_up=use_up), grid)
 
 
 def prepared_grid(volume: Volume, preprocessing: Preprocessing, where: str = "scan") -> Grid:

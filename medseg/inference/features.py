@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from scipy.special import expit
 
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
-from medseg.inference.postprocess import TOUCHING
+from medseg.inference.components import Components, boxes_of, mask_of
 
 Array = npt.NDArray[Any]
 Picture = npt.NDArray[np.float32]
@@ -190,12 +189,13 @@ def mask_features(classes: LabelMap, prepared_grid: Grid, labels: LabelScheme) -
         size has), and `position:<name>:x` and so on: its centre, from 0 to 1 through the prepared picture. Places of what is
         absent are NaN.
     """
-    grid, boxes = classes.grid, ndimage.find_objects(classes.array)
+    grid, boxes = classes.grid, boxes_of(classes.array)
     size_name, voxel = size_unit(grid)
     to_prepared = np.linalg.solve(prepared_grid.affine, grid.affine)
     found: Features = {}
     for name, members in labels.measured.items():
-        mask, corner = _mask(classes.array, members, boxes)
+        box, mask = mask_of(classes.array, members, boxes)
+        corner = [side.start for side in box]
         along = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
         count = int(along[0].sum())
         centre = np.full(3, math.nan)
@@ -203,7 +203,7 @@ def mask_features(classes: LabelMap, prepared_grid: Grid, labels: LabelScheme) -
             index = [float(n @ np.arange(c, c + len(n))) / count for n, c in zip(along, corner, strict=True)]
             centre = ((to_prepared @ [*index, 1])[:3] + 0.5) / prepared_grid.shape
         found[f"{size_name}:{name}"] = count * voxel
-        found[f"pieces:{name}"] = float(ndimage.label(mask, TOUCHING)[1]) if count else 0.0
+        found[f"pieces:{name}"] = float(len(Components(mask)))
         found[f"cut_share:{name}"] = _cut_share(along, corner, grid.shape) if count else 0.0
         found |= {f"position:{name}:{axis}": float(v) for axis, v in zip(AXES, centre, strict=True)}
     return found
@@ -216,16 +216,6 @@ def size_unit(grid: Grid) -> tuple[str, float]:
     if grid.planar:
         return "area_mm2", grid.spacing[0] * grid.spacing[1]
     return "volume_ml", grid.voxel_volume / 1000
-
-
-def _mask(classes: Array, members: list[int], boxes: list[Any]) -> tuple[Array, list[int]]:
-    """(box) bool, the voxels of these classes, and the box's first corner."""
-    found = [box for k in members if k <= len(boxes) and (box := boxes[k - 1]) is not None]
-    if not found:
-        return np.zeros((0, 0, 0), bool), [0, 0, 0]
-    box = tuple(slice(min(p.start for p in axis), max(p.stop for p in axis)) for axis in zip(*found, strict=True))
-    inside = classes[box] == members[0] if len(members) == 1 else np.isin(classes[box], members)
-    return inside, [side.start for side in box]
 
 
 def _cut_share(along: list[Array], corner: list[int], shape: tuple[int, int, int]) -> float:

@@ -46,7 +46,7 @@ from medseg.inference.together import read_models
 from medseg.io.formats import read_grid
 
 ML = 1000  # mm3
-FINISHING_BYTES, FEATURE_BYTES = 13, 6  # a voxel: where pieces are counted in all of a large structure, and where not
+FINISHING_BYTES = 3  # a voxel: the mask without its small pieces, one structure of it, and as it is written
 OUTLINE = re.compile(r"^unexpected (\w+)")
 
 
@@ -255,9 +255,8 @@ def expected_bytes(bundle: Bundle, grid: Grid) -> float:
     band = min(patch / max(n, patch) for patch, n in zip(plan.patch_voxels, shape, strict=True))
     coarse = math.prod(shape)
     voxels = math.prod(grid.shape)
-    finishing = voxels * (FINISHING_BYTES if bundle.description.postprocessing else FEATURE_BYTES)
     sums = coarse * band * bundle.labels.n_outputs * numbers
-    return float(fine + coarse * plan.n_channels * numbers + max(sums, finishing) + voxels)
+    return float(fine + coarse * plan.n_channels * numbers + max(sums, voxels * FINISHING_BYTES) + voxels)
 
 
 def prepared_shape(bundle: Bundle, grid: Grid) -> tuple[int, int, int]:

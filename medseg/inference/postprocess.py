@@ -8,16 +8,14 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy import ndimage
 
 from medseg.core.config import Section
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
+from medseg.inference.components import Components, boxes_of, mask_of
 
 Classes = npt.NDArray[np.uint8]
-Box = tuple[slice, ...]
 
-TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a face, an edge or a corner are one piece (nnU-Net)
 TOLERANCE = 1e-6  # relative: a volume computed through an oblique affine differs in the last digits
 
 
@@ -65,34 +63,14 @@ def postprocess(classes: Classes, postprocessing: Postprocessing, labels: LabelS
     """
     result, boxes = classes.copy(), boxes_of(classes)  # boxes stay large enough: later structures only lose voxels
     for name in from_large_to_small(labels, postprocessing.rules):
-        box, pieces, counts = label_pieces(result, labels.measured[name], boxes)
-        goes = np.zeros(len(counts) + 1, bool)  # the first is what lies around the pieces
-        goes[1:] = ~postprocessing.rules[name].kept(counts.astype(np.float64) * grid.voxel_volume)
+        box, mask = mask_of(result, labels.measured[name], boxes)
+        pieces = Components(mask)
+        goes = np.zeros(len(pieces) + 1, bool)  # the first is what lies around the pieces
+        goes[1:] = ~postprocessing.rules[name].kept(pieces.counts.astype(np.float64) * grid.voxel_volume)
         if goes.any():
-            result[box][goes[pieces]] = beneath(labels, name)
+            for slab, numbers in pieces.slabs():
+                result[box][slab][goes[numbers]] = beneath(labels, name)
     return result
-
-
-def boxes_of(classes: Classes) -> list[Box | None]:
-    """The box around each class from 1 on; None where it is absent."""
-    return ndimage.find_objects(classes)
-
-
-def label_pieces(
-    classes: Classes, members: list[int], boxes: list[Box | None]
-) -> tuple[Box, npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """The pieces of a structure, or of a region that has several classes.
-
-    Args:
-        boxes: of the classes (`boxes_of`).
-    Returns: the box that holds them all, (box) their numbers from 1 on, and (N,) their voxels.
-    """
-    found = [box for k in members if k <= len(boxes) and (box := boxes[k - 1]) is not None]
-    if not found:
-        return (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.int32), np.zeros(0, np.int64)
-    box = tuple(slice(min(p.start for p in axis), max(p.stop for p in axis)) for axis in zip(*found, strict=True))
-    pieces, count = ndimage.label(np.isin(classes[box], members), TOUCHING)
-    return box, pieces, np.bincount(pieces.ravel(), minlength=count + 1)[1:]
 
 
 def from_large_to_small(labels: LabelScheme, names: Iterable[str]) -> list[str]:

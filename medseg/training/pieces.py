@@ -10,16 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.core.labels import IGNORE, LabelScheme
-from medseg.inference.postprocess import (
-    Classes,
-    Postprocessing,
-    Rule,
-    around,
-    beneath,
-    boxes_of,
-    from_large_to_small,
-    label_pieces,
-)
+from medseg.inference.components import Components, boxes_of, mask_of
+from medseg.inference.postprocess import Classes, Postprocessing, Rule, around, beneath, from_large_to_small
 
 LEAST_GAIN = 0.0005  # of a structure's mean Dice; less is the luck of the validation cases
 QUANTILES = (0.0, 0.05, 0.25)  # of the reference pieces' volumes; half of each is tried as the least volume
@@ -65,8 +57,10 @@ def pieces_of(prediction: Classes, reference: Classes, labels: LabelScheme, voxe
     boxes, reference_boxes = boxes_of(prediction), boxes_of(reference)
     for name in from_large_to_small(labels, labels.measured):
         members = labels.measured[name]
-        box, numbers, counts = label_pieces(prediction, members, boxes)
-        reference_counts = label_pieces(reference, members, reference_boxes)[2]
+        box, mask = mask_of(prediction, members, boxes)
+        pieces = Components(mask)
+        numbers, counts = pieces.numbers(), pieces.counts
+        reference_counts = Components(mask_of(reference, members, reference_boxes)[1]).counts
         there = reference[box]
         first = _first_voxels(numbers, len(counts))
         result[name] = Pieces(

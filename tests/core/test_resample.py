@@ -242,3 +242,29 @@ def test_orders_follow_the_axes_of_the_result():
     edge = np.broadcast_to((np.arange(8) >= 4).astype(np.float32)[:, None, None], grid.shape).copy()
     assert resample(edge, grid, turned_grid, (3, 3, 1)).max() < 1 + 1e-5
     assert resample(edge, grid, turned_grid, (1, 3, 3)).max() > 1.05
+
+
+@pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS[::5])
+@pytest.mark.parametrize("spacing", [SPACING, (1.5, 1.5, 2.9), (1.0, 2.0, 4.0), (0.7, 1.3, 0.9), (0.3, 0.5, 0.9)])
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_an_array_that_is_used_up_gives_the_same(
+    axes: tuple[int, ...], signs: tuple[int, ...], spacing: tuple[float, float, float], order: int
+) -> None:
+    picture = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    grid = box()
+    flip = np.zeros((4, 4))
+    flip[3, 3] = 1
+    for column, (axis, sign) in enumerate(zip(axes, signs, strict=True)):
+        flip[axis, column] = sign
+        flip[axis, 3] = 0 if sign > 0 else SHAPE[axis] - 1
+    target = Grid(tuple(SHAPE[a] for a in axes), grid.affine @ flip).respaced(spacing)
+    for goal in (target, target.cropped((1, 0, 1), (2, 2, 2))):
+        expected = resample(picture, grid, goal, order)
+        np.testing.assert_array_equal(resample(picture.copy(), grid, goal, order, use_up=True), expected)
+
+
+def test_an_array_that_is_used_up_leaves_no_more_memory_than_the_result_needs() -> None:
+    picture = np.zeros((1, 40, 40, 40), np.float32)
+    grid = box((40, 40, 40), (1, 1, 1))
+    result = resample(picture, grid, grid.respaced((2, 2, 2)), 3, use_up=True)
+    assert not np.shares_memory(result, picture) and (result if result.base is None else result.base).size == result.size

@@ -1,0 +1,113 @@
+"""The connected components of a mask, numbered slab by slab: memory does not grow with the mask."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Mask = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.int32]
+Box = tuple[slice, ...]
+
+TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a face, an edge or a corner are one component (nnU-Net)
+SLAB_VOXELS = 2**23  # of a slab, whose numbers take four bytes each
+
+
+def boxes_of(classes: npt.NDArray[np.uint8]) -> list[Box | None]:
+    """The box around each class from 1 on; None where it is absent."""
+    return ndimage.find_objects(classes)
+
+
+def mask_of(classes: npt.NDArray[np.uint8], members: Sequence[int], boxes: list[Box | None]) -> tuple[Box, Mask]:
+    """The voxels of a structure, or of a region that has several classes, and the box that holds them all.
+
+    Args:
+        boxes: of the classes (`boxes_of`).
+    Returns: the box, empty where the structure is absent; (box) bool.
+    """
+    found = [box for k in members if k <= len(boxes) and (box := boxes[k - 1]) is not None]
+    if not found:
+        return (slice(0, 0),) * 3, np.zeros((0, 0, 0), bool)
+    box = tuple(slice(min(p.start for p in axis), max(p.stop for p in axis)) for axis in zip(*found, strict=True))
+    return box, classes[box] == members[0] if len(members) == 1 else np.isin(classes[box], members)
+
+
+class Components:
+    """The connected components of a mask.
+
+    Each slab along the first axis is labelled by itself; components that touch across the faces of two slabs are one. What
+    is labelled is not kept, but for a mask of one slab: `slabs` labels it again.
+
+    Args:
+        mask: (X, Y, Z) bool.
+        slab_voxels: how many voxels are labelled at a time, where one plane has no more.
+    Attributes:
+        counts: (N,) voxels of each component, in the order of their first voxels.
+    """
+
+    def __init__(self, mask: Mask, slab_voxels: int = SLAB_VOXELS) -> None:
+        self.mask = mask
+        thickness = max(1, slab_voxels // max(1, mask[:1].size))
+        self._slabs = [slice(start, start + thickness) for start in range(0, len(mask), thickness)]
+        self._only: Numbers | None = None  # the numbers, where there is one slab
+        voxels, pairs, first = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int32)], 0
+        below: Numbers | None = None  # the last plane of the slab before
+        for slab in self._slabs:
+            numbers, count = ndimage.label(mask[slab], TOUCHING)
+            voxels.append(np.bincount(numbers.ravel(), minlength=count + 1)[1:])
+            if len(self._slabs) == 1:
+                self._only = numbers
+            else:
+                if below is not None:
+                    pairs.append(_touching(below, numbers[0]) + (first - len(voxels[-2]), first))
+                below = numbers[-1].copy()
+            first += count
+        self._firsts = np.cumsum([len(counts) for counts in voxels[:-1]])
+        self._joined, self.counts = _join(np.concatenate(voxels), np.concatenate(pairs))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def slabs(self) -> Iterator[tuple[slice, Numbers]]:
+        """Each slab of planes along the first axis, and the numbers of its voxels: 0 around the components, from 1 on in them."""
+        if self._only is not None:
+            yield self._slabs[0], self._only
+            return
+        for slab, first in zip(self._slabs, self._firsts, strict=True):
+            numbers, count = ndimage.label(self.mask[slab], TOUCHING)
+            yield slab, np.concatenate([[0], self._joined[first : first + count] + 1]).astype(np.int32)[numbers]
+
+    def numbers(self) -> Numbers:
+        """(X, Y, Z) numbers of all voxels."""
+        result = np.zeros(self.mask.shape, np.int32)
+        for slab, numbers in self.slabs():
+            result[slab] = numbers
+        return result
+
+
+def _touching(one: Numbers, other: Numbers) -> npt.NDArray[np.int64]:
+    """(M, 2) which components of two neighbouring planes touch, counted from 0."""
+    found, width = [], int(other.max(initial=0)) + 1
+    for shifts in itertools.product((-1, 0, 1), repeat=2):
+        here = tuple(slice(max(0, s), n + min(0, s)) for s, n in zip(shifts, one.shape, strict=True))
+        there = tuple(slice(max(0, -s), n + min(0, -s)) for s, n in zip(shifts, one.shape, strict=True))
+        both = (one[here] > 0) & (other[there] > 0)
+        found.append(one[here][both].astype(np.int64) * width + other[there][both])
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), width), axis=1) - 1
+
+
+def _join(voxels: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]) -> tuple[Numbers, npt.NDArray[np.int64]]:
+    """Which whole each part belongs to, and the voxels of the wholes."""
+    if not len(pairs):
+        return np.arange(len(voxels), dtype=np.int32), voxels
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(voxels), len(voxels)))
+    count, joined = connected_components(graph, directed=False)
+    wholes = np.zeros(count, np.int64)
+    np.add.at(wholes, joined, voxels)
+    return joined, wholes
