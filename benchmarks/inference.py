@@ -1,10 +1,16 @@
 """Segmenting a scan, ours beside MONAI's SlidingWindowInferer on the same weights, windows and volume, in one run.
 
     python benchmarks/inference.py --work /tmp/speed [--hippocampus FOLDER_OF_SCANS --model model.medseg] [--only volume,memory]
+    python benchmarks/inference.py --work /tmp/speed --only peer --hippocampus FOLDER_OF_SCANS --model model.medseg \\
+        --peer "PEER_PYTHON nnunet_peer.py predict WORK"
 
 MONAI is used as its tutorials use it: LoadImage, Orientation, Spacing, SlidingWindowInferer in float32 with Gaussian weights
 and half a window's overlap, `Invertd` of the logits back to the scan, argmax, SaveImage. Ours is what `medseg segment` does.
 Importing libraries and loading the model are left out on both sides. Memory is the peak of a process of its own.
+
+The peer is nnU-Net's predictor on a folder of scans: its command is called with that folder and one for its masks, and its last
+line is how many seconds they took. Ours is the whole command `medseg segment`, with imports, model and tables. `--model` is to
+hold the peer's network: of the hippocampus, widths 32 to 256 and windows of 40 x 56 x 40 (`NNUNET_PLAN` in `training.py`).
 
 A table goes to standard error and JSON to standard output.
 """
@@ -15,7 +21,10 @@ import argparse
 import json
 import math
 import os
+import re
 import resource
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -48,6 +57,7 @@ from medseg.planning.plan import Plan
 LOW, HIGH, MEAN, STD = -500.0, 800.0, 40.0, 250.0
 SHAPE, CLASSES, PATCH, WIDTHS = (256, 256, 128), 5, 96, [32, 64, 128, 256, 320]
 LARGE, MANY, SMALL_PATCH, NARROW = (512, 512, 600), 20, 64, [4, 8]
+FEW = 75  # slices
 FOLDER = 8
 LESSONS, LESSON = 40, 64
 ROUNDS = 3
@@ -58,6 +68,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--hippocampus", type=Path, help="folder of small scans")
     parser.add_argument("--model", type=Path, help="a model for them")
+    parser.add_argument("--peer", help="command that predicts a folder of scans with nnU-Net")
     parser.add_argument("--only", default="volume,memory,small")
     parser.add_argument("--process", nargs=2, metavar=("WHO", "SLICES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -73,6 +84,8 @@ def main() -> None:
         result["memory"] = memory(arguments.work)
     if "small" in arguments.only and arguments.hippocampus:
         result["small"] = small(arguments.work, arguments.hippocampus, arguments.model)
+    if "peer" in arguments.only and arguments.peer:
+        result["peer"] = beside_peer(arguments.work, arguments.hippocampus, arguments.model, arguments.peer)
     json.dump(result, sys.stdout, indent=2)
 
 
@@ -107,15 +120,18 @@ def volume(work: Path) -> dict[str, Any]:
 
 
 def memory(work: Path) -> dict[str, Any]:
-    """Peak resident memory of 512 x 512 x 600 voxels and 20 classes, of twice as many slices, and of MONAI with fewer."""
+    """Peak resident memory of 512 x 512 x 600 voxels and 20 classes, of twice as many slices, and of MONAI with fewer.
+
+    Of MONAI's, 300 slices are killed on a machine of 24 GiB.
+    """
     peaks = {}
-    for who, slices in (("ours", 600), ("ours", 1200), ("monai", 150), ("monai", 300)):
+    for who, slices in (("ours", 600), ("ours", 1200), ("monai", FEW), ("monai", 2 * FEW)):
         command = [sys.executable, __file__, "--work", str(work), "--process", who, str(slices)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[f"{who} {slices}"] = json.loads(done.stdout.splitlines()[-1])
         _tell(f"GiB of {who}, {slices} slices", peaks[f"{who} {slices}"]["gib"])
-    few, more = peaks["monai 150"]["gib"], peaks["monai 300"]["gib"]
-    monai = few + (more - few) / 150 * 450
+    few, more = peaks[f"monai {FEW}"]["gib"], peaks[f"monai {2 * FEW}"]["gib"]
+    monai = few + (more - few) / FEW * (LARGE[2] - FEW)
     ours, twice = peaks["ours 600"]["gib"], peaks["ours 1200"]["gib"]
     voxels = math.prod(LARGE)
     allowed = (4 * voxels + 4 * voxels / 1.25**3 + voxels) / 2**30
@@ -152,6 +168,27 @@ def small(work: Path, scans: Path, model: Path) -> dict[str, Any]:
         "ms of each step": {name: round(1000 * value, 1) for name, value in parts.items()},
     }
     _tell("ms beside the network, a scan", rows["ms beside the network"])
+    return rows
+
+
+def beside_peer(work: Path, scans: Path, model: Path, command: str) -> dict[str, Any]:
+    """A folder of small scans through nnU-Net's predictor and through ours, taking turns."""
+    ours = [str(Path(sys.executable).with_name("medseg")), "segment", str(model), str(scans), str(work / "beside_peer"), "--device", "cpu"]
+    seconds: dict[str, list[float]] = {"peer": [], "float32": [], "bfloat16": []}
+    for _ in range(ROUNDS):
+        peer = [*shlex.split(command), str(scans), str(work / "peer_masks")]
+        printed = subprocess.run(peer, capture_output=True, text=True, check=True).stdout
+        seconds["peer"].append(float(re.findall(r"([\d.]+) s$", printed, re.MULTILINE)[-1]))
+        for precision in ("float32", "bfloat16"):
+            shutil.rmtree(work / "beside_peer", ignore_errors=True)
+            start = time.perf_counter()
+            subprocess.run([*ours, "--precision", precision], capture_output=True, check=True)
+            seconds[precision].append(time.perf_counter() - start)
+    least = {name: min(values) for name, values in seconds.items()}
+    rows: dict[str, Any] = {"scans": len(list(scans.glob("*.nii.gz"))), "seconds": seconds}
+    for precision in ("float32", "bfloat16"):
+        rows[f"peer / ours, {precision}"] = round(least["peer"] / least[precision], 2)
+        _tell(f"nnU-Net / ours, {precision}", rows[f"peer / ours, {precision}"])
     return rows
 
 
