@@ -173,7 +173,8 @@ def small(work: Path, scans: Path, model: Path) -> dict[str, Any]:
 
 def beside_peer(work: Path, scans: Path, model: Path, command: str) -> dict[str, Any]:
     """A folder of small scans through nnU-Net's predictor and through ours, taking turns."""
-    ours = [str(Path(sys.executable).with_name("medseg")), "segment", str(model), str(scans), str(work / "beside_peer"), "--device", "cpu"]
+    program = str(Path(sys.executable).with_name("medseg"))
+    ours = [program, "segment", str(model), str(scans), str(work / "beside_peer"), "--device", "cpu"]
     seconds: dict[str, list[float]] = {"peer": [], "float32": [], "bfloat16": []}
     for _ in range(ROUNDS):
         peer = [*shlex.split(command), str(scans), str(work / "peer_masks")]
