@@ -16,13 +16,13 @@ from medseg.core.errors import OutputError
 from medseg.core.files import file_sha256, remove, write_json, write_text
 from medseg.core.folders import folder_sha256
 from medseg.inference.quality import Flag, qc_csv, qc_row
+from medseg.io import probabilities
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 COLUMNS = (
     "case_id", "input", "output", "status", "reason", "seconds", "input_sha256", "model_sha256", "options_sha256",
     "output_sha256", "windows", "windows_skipped",
 )  # fmt: skip
-PROBABILITIES = ".probabilities.nii.gz"
 TABLES = ("predictions.csv", "volumes.csv", "qc.csv")
 
 
@@ -107,7 +107,7 @@ def forget(output: Path, case_id: str, keep: Sequence[str] = ()) -> None:
     """
     record = read_record(output, case_id)
     # The probabilities stand before any record names them.
-    for name in (case_id + PROBABILITIES, *((record.output, *record.others) if record is not None else ())):
+    for name in (case_id + probabilities.SUFFIX, *((record.output, *record.others) if record is not None else ())):
         if name and name not in keep:
             remove_output(output / Path(name).name)
     remove(_path(output, case_id))

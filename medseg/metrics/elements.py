@@ -31,12 +31,12 @@ def neighbourhood_codes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
         mask: (X, Y) or (X, Y, Z) bool; what lies beyond its border is outside.
     Returns: uint8, one longer along each axis; 0 is all outside, 15 (2D) or 255 (3D) all inside.
     """
-    shape = tuple(n + 1 for n in mask.shape)
-    codes = np.zeros(shape, np.uint8)
-    for bit, corner in enumerate(corners(mask.ndim)):
-        # The voxel at `corner` of an element sits one before the element's index where the corner is 0.
-        place = tuple(slice(1 - c, n + 1 - c) for c, n in zip(corner, mask.shape, strict=True))
-        codes[place] |= mask.astype(np.uint8) << bit
+    codes = np.pad(mask, 1).view(np.uint8)
+    for axis in reversed(range(mask.ndim)):
+        # Each voxel and the next along the axis become one number, which then stands for the corner between them.
+        ahead = codes[(slice(None),) * axis + (slice(1, None),)] << 2 ** (mask.ndim - 1 - axis)
+        ahead |= codes[(slice(None),) * axis + (slice(-1),)]
+        codes = ahead
     return codes
 
 

@@ -7,13 +7,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from medseg.metrics import overlap
-from medseg.metrics.pair import Frame, StructurePair
-from medseg.metrics.rand import adapted_rand_error
-from medseg.metrics.surface import hausdorff, surface_dice
+import numpy as np
+
+from medseg.metrics import membranes, overlap, topology
+from medseg.metrics.boundary import boundary_distance, boundary_iou
+from medseg.metrics.calibration import Reliability, brier_score, calibration_box, expected_calibration_error, reliability
+from medseg.metrics.instances import (
+    Overlaps,
+    Panoptic,
+    aggregated_jaccard,
+    average_precision,
+    mean_average_precision,
+    panoptic,
+)
+from medseg.metrics.lesions import Detection, component_overlaps, detection, lesion_dice
+from medseg.metrics.overlap import Counts
+from medseg.metrics.pair import LESION_OVERLAP, Frame, StructurePair
+from medseg.metrics.surface import (
+    SurfaceDistances,
+    average_symmetric_surface_distance,
+    hausdorff,
+    mean_surface_distance,
+    median_surface_distance,
+    surface_dice,
+)
 
 UnitKind = Literal["", "length", "size"]  # a share; mm or pixels; ml, mm2, pixels or voxels
 Better = Literal["higher", "lower", ""]
+Parameter = Literal["tolerance", "overlap", ""]
+Group = Literal["standard", "overlap", "surface", "lesions", "instances", "membranes", "warping", "topology", "calibration"]
 # The scan's diagonal; the measured figure; the measured figure, or 0 without a prediction.
 WorstValue = float | Literal["diagonal", "measured", "measured or 0"]
 STANDARD = "standard"
@@ -25,29 +47,44 @@ class Metric:
 
     Args:
         name: in configurations and, with the unit, in tables.
-        unit: kind of unit.
-        better: which way is better; empty for a figure that is neither, such as a volume.
-        when_both_empty: what the convention `worst` writes where the structure is in neither mask.
-        when_one_empty: what `worst` writes where it is in one only, or where there is no usable prediction at all.
+        label: in reports.
         function: the figure as defined; NaN where its definition divides by zero or lacks a surface.
         text: what it is, for the reader of a report.
-        standard: measured where the configuration names no metrics.
-        at_tolerance: its name carries the tolerance.
+        group: a configuration may name a group in place of its metrics; `standard` is measured where it names none.
+        better: which way is better; empty for a figure that is neither, such as a volume, and for one without a worst value:
+            a scan in which all lesions are missed has no false positive, and may not win by that.
+        when_both_empty: what the convention `worst` writes where the structure is in neither mask.
+        when_one_empty: what `worst` writes where it is in one only, or where there is no usable prediction at all.
+        unit: kind of unit.
+        parameter: that its name carries: the tolerance of surfaces, or the overlap from which on a lesion is found.
+        of_probabilities: undefined without the network's probabilities (`predict.probabilities: true`).
     """
 
     name: str
-    unit: UnitKind
-    better: Better
-    when_both_empty: WorstValue
-    when_one_empty: WorstValue
+    label: str
     function: Callable[[StructurePair], float]
     text: str
-    standard: bool = True
-    at_tolerance: bool = False
+    group: Group
+    better: Better = "higher"
+    when_both_empty: WorstValue = 1.0
+    when_one_empty: WorstValue = 0.0
+    unit: UnitKind = ""
+    parameter: Parameter = ""
+    of_probabilities: bool = False
 
 
-def _hd95(pair: StructurePair) -> float:
-    return math.nan if pair.distances is None else hausdorff(pair.distances, 95)
+def _distance(name: str, label: str, function: Callable[[SurfaceDistances], float], text: str, group: Group) -> Metric:
+    def of_pair(pair: StructurePair) -> float:
+        return math.nan if pair.distances is None else function(pair.distances)
+
+    return Metric(name, label, of_pair, text, group, "lower", 0.0, "diagonal", "length")
+
+
+def _size(name: str, label: str, voxels: Callable[[Counts], float], text: str, group: Group, without: WorstValue) -> Metric:
+    def of_pair(pair: StructurePair) -> float:
+        return voxels(pair.counts) * pair.frame.voxel_size(pair.grid)
+
+    return Metric(name, label, of_pair, text, group, "", "measured", without, "size")
 
 
 def _surface_dice(pair: StructurePair) -> float:
@@ -57,81 +94,370 @@ def _surface_dice(pair: StructurePair) -> float:
     return 0.0 if pair.counts.reference or pair.counts.prediction else math.nan
 
 
-def _adapted_rand_error(pair: StructurePair) -> float:
-    return adapted_rand_error(*pair.masks(), pair.ignored)
+def _boundary_iou(pair: StructurePair) -> float:
+    return boundary_iou(*pair.masks(pair.box), pair.sides, boundary_distance(pair.extent, pair.sides)) if pair.box else math.nan
 
 
-def _volume(pair: StructurePair, voxels: int) -> float:
-    return voxels * pair.frame.voxel_size(pair.grid)
+def _objects(pair: StructurePair) -> Overlaps:
+    """The components of both masks: what every figure of lesions and objects is read from."""
+    return component_overlaps(*pair.masks(pair.box or (slice(0, 0),) * 3))
 
 
-_ROWS = (
-    Metric("dice", "", "higher", 1.0, 0.0, lambda p: overlap.dice(p.counts), "Dice similarity coefficient"),
-    Metric("iou", "", "higher", 1.0, 0.0, lambda p: overlap.iou(p.counts), "Intersection over union (Jaccard index)"),
+def _lesions(pair: StructurePair) -> Detection:
+    return detection(pair.once(_objects), pair.lesion_overlap)
+
+
+def _panoptic(pair: StructurePair) -> Panoptic:
+    return panoptic(pair.once(_objects))
+
+
+def _precision_at(iou: float) -> Callable[[StructurePair], float]:
+    return lambda pair: average_precision(pair.once(_objects), iou)
+
+
+def _cells(pair: StructurePair) -> membranes.CellScores:
+    return membranes.score_cells(*pair.masks(), pair.ignored)
+
+
+def _best_cells(pair: StructurePair) -> membranes.BestScores:
+    given = pair.probabilities()
+    if given is None:
+        return membranes.BestScores(*[math.nan] * 4)
+    return membranes.best_scores(membranes.score_cells_at(pair.masks()[0], given, ignored=pair.ignored))
+
+
+def _centrelines(pair: StructurePair) -> topology.CentrelineOverlap:
+    return topology.centreline_overlap(*pair.masks(pair.box or (slice(0, 0),) * 3))
+
+
+def _betti(pair: StructurePair) -> topology.Betti:
+    return topology.betti_errors(*pair.masks(pair.box or (slice(0, 0),) * 3))
+
+
+def _reliability(pair: StructurePair) -> Reliability:
+    """Over the box around the structure; without probabilities, or without the structure, no voxel at all."""
+    given = pair.probabilities()
+    place = calibration_box(pair.box and pair.box[: len(pair.sides)], pair.extent, pair.sides)
+    if given is None or place is None:
+        return reliability(np.zeros(0, bool), np.zeros(0, np.float32))
+    return reliability(pair.masks()[0][place], given[place], pair.ignored[place])
+
+
+_STANDARD = (
+    Metric("dice", "Dice", lambda p: overlap.dice(p.counts), "Dice similarity coefficient", "standard"),
+    Metric("iou", "IoU", lambda p: overlap.iou(p.counts), "Intersection over union (Jaccard index)", "standard"),
     Metric(
-        "precision", "", "higher", 1.0, 0.0, lambda p: overlap.precision(p.counts), "Share of the predicted voxels that are right"
+        "precision",
+        "Precision",
+        lambda p: overlap.precision(p.counts),
+        "Share of the predicted voxels that are right",
+        "standard",
     ),
     Metric(
         "sensitivity",
-        "",
-        "higher",
-        1.0,
-        0.0,
+        "Sensitivity",
         lambda p: overlap.sensitivity(p.counts),
         "Share of the reference voxels that are found",
+        "standard",
     ),
-    Metric(
-        "reference_volume", "size", "", "measured", "measured", lambda p: _volume(p, p.counts.reference), "Size in the reference"
-    ),
-    Metric(
-        "predicted_volume",
-        "size",
-        "",
-        "measured",
-        "measured or 0",
-        lambda p: _volume(p, p.counts.prediction),
-        "Size in the prediction",
-    ),
-    Metric(
+    _size("reference_volume", "Reference volume", lambda c: c.reference, "Size in the reference", "standard", "measured"),
+    _size("predicted_volume", "Predicted volume", lambda c: c.prediction, "Size in the prediction", "standard", "measured or 0"),
+    _distance(
         "hd95",
-        "length",
-        "lower",
-        0.0,
-        "diagonal",
-        _hd95,
+        "HD95",
+        lambda d: hausdorff(d, 95),
         "95 % Hausdorff distance: the larger of the two directed 95th percentiles of the distances between the surfaces, by area",
+        "standard",
     ),
     Metric(
         "surface_dice",
-        "",
-        "higher",
-        1.0,
-        0.0,
+        "Surface Dice",
         _surface_dice,
         "Surface Dice: share of both surfaces, by area, within the tolerance of each other",
-        at_tolerance=True,
+        "standard",
+        parameter="tolerance",
+    ),
+)
+_OVERLAP = (
+    Metric(
+        "specificity",
+        "Specificity",
+        lambda p: overlap.specificity(p.counts),
+        "Share of the other voxels that are left out; it grows with the field of view",
+        "overlap",
     ),
     Metric(
-        "adapted_rand_error",
+        "volume_similarity",
+        "Volume similarity",
+        lambda p: overlap.volume_similarity(p.counts),
+        "1 less the difference of the sizes over their sum; says nothing of the place",
+        "overlap",
+    ),
+    _size(
+        "volume_difference",
+        "Volume difference",
+        overlap.volume_difference,
+        "Size in the prediction less size in the reference",
+        "overlap",
+        "measured",
+    ),
+    _size(
+        "absolute_volume_difference",
+        "Absolute volume difference",
+        overlap.absolute_volume_difference,
+        "Size in the prediction less size in the reference, without its sign",
+        "overlap",
+        "measured",
+    ),
+    Metric(
+        "relative_volume_difference",
+        "Relative volume difference",
+        lambda p: overlap.relative_volume_difference(p.counts),
+        "Size in the prediction less size in the reference, over the latter",
+        "overlap",
         "",
+        "measured",
+        "measured",
+    ),
+)
+_SURFACE = (
+    _distance(
+        "hd",
+        "Hausdorff distance",
+        lambda d: hausdorff(d, 100),
+        "Hausdorff distance: the largest distance between the surfaces; one stray voxel decides it",
+        "surface",
+    ),
+    _distance(
+        "assd",
+        "ASSD",
+        average_symmetric_surface_distance,
+        "Average symmetric surface distance: mean over both surfaces together, by area",
+        "surface",
+    ),
+    _distance(
+        "mean_surface_distance",
+        "Mean surface distance",
+        mean_surface_distance,
+        "The mean of the two directed mean distances between the surfaces, by area",
+        "surface",
+    ),
+    _distance(
+        "median_surface_distance",
+        "Median surface distance",
+        median_surface_distance,
+        "Median distance between the surfaces, both together, by area",
+        "surface",
+    ),
+    Metric(
+        "boundary_iou",
+        "Boundary IoU",
+        _boundary_iou,
+        "Intersection over union of the rims of both masks, 2 % of the scan's diagonal wide",
+        "surface",
+    ),
+)
+_LESIONS = (
+    Metric(
+        "lesion_sensitivity",
+        "Lesion sensitivity",
+        lambda p: p.once(_lesions).sensitivity,
+        "Share of the reference's lesions (connected components) that are found",
+        "lesions",
+        parameter="overlap",
+    ),
+    Metric(
+        "lesion_precision",
+        "Lesion precision",
+        lambda p: p.once(_lesions).precision,
+        "Share of the predicted lesions (connected components) that are in the reference",
+        "lesions",
+        parameter="overlap",
+    ),
+    Metric(
+        "lesion_f1",
+        "Lesion F1",
+        lambda p: p.once(_lesions).f1,
+        "F1 score of the lesions (connected components), found one to one",
+        "lesions",
+        parameter="overlap",
+    ),
+    Metric(
+        "lesion_false_positives",
+        "False positive lesions",
+        lambda p: p.once(_lesions).false_positives,
+        "Predicted lesions (connected components) that are not in the reference",
+        "lesions",
+        "",
+        "measured",
+        "measured",
+        parameter="overlap",
+    ),
+    Metric(
+        "lesion_dice",
+        "Lesion-wise Dice",
+        lambda p: lesion_dice(p.once(_objects)).mean,
+        "Mean Dice of the lesions; a missed and a false lesion count 0 (as in BraTS 2023, without its dilation and least size)",
+        "lesions",
+    ),
+)
+_INSTANCES = (
+    Metric(
+        "panoptic_quality",
+        "Panoptic quality",
+        lambda p: p.once(_panoptic).quality,
+        "Segmentation quality times recognition quality of the objects (connected components)",
+        "instances",
+    ),
+    Metric(
+        "segmentation_quality",
+        "Segmentation quality",
+        lambda p: p.once(_panoptic).segmentation_quality,
+        "Mean IoU of the objects that are found at an IoU of 0.5",
+        "instances",
+    ),
+    Metric(
+        "recognition_quality",
+        "Recognition quality",
+        lambda p: p.once(_panoptic).recognition_quality,
+        "F1 score of the objects at an IoU of 0.5",
+        "instances",
+    ),
+    *(
+        Metric(
+            f"ap{round(100 * iou)}",
+            f"AP at IoU {iou}",
+            _precision_at(iou),
+            f"Average precision of the objects at an IoU of {iou}: found / (found + false + missed)",
+            "instances",
+        )
+        for iou in (0.5, 0.6, 0.7, 0.8, 0.9)
+    ),
+    Metric(
+        "mean_ap",
+        "Mean AP",
+        lambda p: mean_average_precision(p.once(_objects)),
+        "Mean of the average precisions at IoU 0.5, 0.55 to 0.9",
+        "instances",
+    ),
+    Metric(
+        "aji",
+        "AJI",
+        lambda p: aggregated_jaccard(p.once(_objects)),
+        "Aggregated Jaccard index of the objects (connected components)",
+        "instances",
+    ),
+)
+_MEMBRANES = (
+    Metric(
+        "adapted_rand_error",
+        "Adapted Rand error",
+        lambda p: membranes.adapted_rand_error(*p.masks(), p.ignored),
+        "Adapted Rand error of the cells that a membrane encloses (1 - F score of pixel pairs)",
+        "membranes",
         "lower",
         0.0,
         1.0,
-        _adapted_rand_error,
-        "Adapted Rand error of the cells that a membrane encloses (1 - F score of pixel pairs)",
-        standard=False,
+    ),
+    *(
+        Metric(name, label, lambda p, name=name: getattr(p.once(_cells), name), text, "membranes")  # type: ignore[misc]
+        for name, label, text in (
+            ("v_rand", "V-Rand", "Foreground-restricted Rand score of the cells after border thinning (ISBI 2012)"),
+            ("rand_split", "V-Rand, split", "Share of a reference cell's pixel pairs that stay together"),
+            ("rand_merge", "V-Rand, merge", "Share of a predicted cell's pixel pairs that belong together"),
+            ("v_info", "V-Info", "Foreground-restricted information score of the cells after border thinning (ISBI 2012)"),
+            ("info_split", "V-Info, split", "Part of V-Info that splits of cells lower"),
+            ("info_merge", "V-Info, merge", "Part of V-Info that merged cells lower"),
+        )
+    ),
+    Metric(
+        "v_rand_max",
+        "V-Rand, best threshold",
+        lambda p: p.once(_best_cells).v_rand,
+        "The best V-Rand of this case over thresholds of the probability from 0 to 1 in steps of 0.1",
+        "membranes",
+        when_both_empty="measured",
+        when_one_empty="measured",
+        of_probabilities=True,
+    ),
+    Metric(
+        "v_info_max",
+        "V-Info, best threshold",
+        lambda p: p.once(_best_cells).v_info,
+        "The best V-Info of this case over thresholds of the probability from 0 to 1 in steps of 0.1",
+        "membranes",
+        when_both_empty="measured",
+        when_one_empty="measured",
+        of_probabilities=True,
     ),
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
+_WARPING = Metric(
+    "warping_error",
+    "Warping error",
+    lambda p: membranes.warping_error(*p.masks(), p.ignored),
+    "Share of the pixels that differ after the reference was warped to the prediction without changing its topology",
+    "warping",
+    "lower",
+    0.0,
+    1.0,
+)
+_TOPOLOGY = (
+    Metric(
+        "cldice", "clDice", lambda p: p.once(_centrelines).cldice, "Dice of centrelines and masks (hard skeletons)", "topology"
+    ),
+    *(
+        Metric(
+            f"betti{k}_error",
+            f"Betti {k} error",
+            lambda p, k=k: getattr(p.once(_betti), f"b{k}"),  # type: ignore[misc]
+            f"Difference of the numbers of {what}",
+            "topology",
+            "",
+            "measured",
+            "measured",
+        )
+        for k, what in enumerate(("pieces", "loops", "cavities"))
+    ),
+)
+_CALIBRATION = (
+    Metric(
+        "ece",
+        "Calibration error",
+        lambda p: expected_calibration_error(p.once(_reliability)),
+        "Expected calibration error of the structure's probability, 15 bins, in the box around it and 10 mm (or pixels)",
+        "calibration",
+        "lower",
+        "measured",
+        "measured",
+        of_probabilities=True,
+    ),
+    Metric(
+        "brier",
+        "Brier score",
+        lambda p: brier_score(p.once(_reliability)),
+        "Mean squared distance of the structure's probability from the truth, in the box around it and 10 mm (or pixels)",
+        "calibration",
+        "lower",
+        "measured",
+        "measured",
+        of_probabilities=True,
+    ),
+)
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for rows in (_STANDARD, _OVERLAP, _SURFACE, _LESIONS, _INSTANCES, _MEMBRANES, (_WARPING,), _TOPOLOGY, _CALIBRATION)
+    for metric in rows
+}
+GROUPS: tuple[str, ...] = tuple(dict.fromkeys(metric.group for metric in METRICS.values()))
 
 
 def metric_names(names: Sequence[str]) -> list[str]:
-    """The names with `standard` written out, each once. Raises: ValueError naming one that does not exist."""
+    """The names with groups written out, each once. Raises: ValueError naming one that does not exist."""
     found: dict[str, None] = {}
     for name in names:
-        if name != STANDARD and name not in METRICS:
-            raise ValueError(f"no metric `{name}` (known: {', '.join([STANDARD, *METRICS])})")
-        found |= dict.fromkeys([m.name for m in _ROWS if m.standard] if name == STANDARD else [name])
+        if name not in GROUPS and name not in METRICS:
+            raise ValueError(f"no metric `{name}` (groups: {', '.join(GROUPS)}; metrics: {', '.join(METRICS)})")
+        found |= dict.fromkeys([m.name for m in METRICS.values() if m.group == name] or [name])
     return list(found)
 
 
@@ -179,31 +505,40 @@ class Measure:
         return asdict(self)
 
 
-def measures_for(metrics: Sequence[str], frame: Frame, tolerances: dict[str, float]) -> list[Measure]:
+def measures_for(
+    metrics: Sequence[str], frame: Frame, tolerances: dict[str, float], lesion_overlap: float = LESION_OVERLAP
+) -> list[Measure]:
     """The columns of an evaluation.
 
     Args:
         metrics: keys of METRICS.
         tolerances: of the surface Dice, for each structure. Different ones make different columns.
+        lesion_overlap: IoU from which on a lesion is found.
     """
-    return [measure for name in metrics for measure in _measures(METRICS[name], frame, tolerances)]
+    return [measure for name in metrics for measure in _measures(METRICS[name], frame, tolerances, lesion_overlap)]
 
 
-def _measures(metric: Metric, frame: Frame, tolerances: dict[str, float]) -> list[Measure]:
-    if metric.at_tolerance:
-        unit = frame.length_unit
-        distinct = sorted(set(tolerances.values()))
-        return [
-            Measure(
-                f"{metric.name}_{tolerance:g}{unit}",
-                metric.name,
-                "",
-                metric.better,
-                f"{metric.text} ({tolerance:g} {unit})",
-                tuple(s for s, t in tolerances.items() if t == tolerance) if len(distinct) > 1 else None,
-            )
-            for tolerance in distinct
-        ]
+def _measures(metric: Metric, frame: Frame, tolerances: dict[str, float], lesion_overlap: float) -> list[Measure]:
+    if metric.parameter == "tolerance":
+        return _at_tolerances(metric, frame.length_unit, tolerances)
+    if metric.parameter == "overlap":
+        name, text = f"{metric.name}_iou{lesion_overlap:g}", f"{metric.text}, at an IoU of {lesion_overlap:g} or more"
+        return [Measure(name, metric.name, "", metric.better, text)]
     unit = {"": "", "length": frame.length_unit, "size": frame.size_unit}[metric.unit]
     name = metric.name.replace("volume", "area") if frame.planar else metric.name
     return [Measure(f"{name}_{unit}" if unit else name, metric.name, unit, metric.better, metric.text)]
+
+
+def _at_tolerances(metric: Metric, unit: str, tolerances: dict[str, float]) -> list[Measure]:
+    distinct = sorted(set(tolerances.values()))
+    return [
+        Measure(
+            f"{metric.name}_{tolerance:g}{unit}",
+            metric.name,
+            "",
+            metric.better,
+            f"{metric.text} ({tolerance:g} {unit})",
+            tuple(s for s, t in tolerances.items() if t == tolerance) if len(distinct) > 1 else None,
+        )
+        for tolerance in distinct
+    ]

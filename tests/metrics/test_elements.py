@@ -38,6 +38,16 @@ def test_codes_name_the_neighbours():
     assert codes.tolist() == [[8, 4], [2, 1]]
 
 
+@pytest.mark.parametrize("shape", [(5, 7), (5, 4, 6), (3, 1, 2)])
+def test_codes_are_those_of_their_definition_in_noise(shape):
+    mask = np.random.default_rng(1).random(shape) > 0.5
+    padded, codes = np.pad(mask, 1), neighbourhood_codes(mask)
+    assert codes.dtype == np.uint8 and codes.shape == tuple(n + 1 for n in shape)
+    for place in np.ndindex(codes.shape):
+        around = [padded[tuple(np.add(place, corner))] for corner in corners(mask.ndim)]
+        assert codes[place] == sum(int(inside) << bit for bit, inside in enumerate(around))
+
+
 def test_surface_of_a_large_box_is_nearly_that_of_the_box():
     box = np.ones((30, 40, 50), bool)
     spacing = (0.5, 1.0, 2.0)

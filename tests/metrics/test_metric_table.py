@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_a_tolerance_of_its_own_makes_a_column_of_its_own():
 
 
 def test_metric_names():
-    assert metric_names(["standard"]) == [name for name, metric in METRICS.items() if metric.standard]
+    assert metric_names(["standard"]) == [name for name, metric in METRICS.items() if metric.group == "standard"]
     assert metric_names(["adapted_rand_error", "standard", "dice"])[:2] == ["adapted_rand_error", "dice"]
     with pytest.raises(ValueError, match="no metric `dise`"):
         metric_names(["dise"])
@@ -65,7 +66,7 @@ def test_ball_of_known_volume_on_an_oblique_anisotropic_grid():
     figures = _figures(ball, np.roll(ball, 1, axis=0), grid, VOLUMES)
     assert figures["reference_volume"] == pytest.approx(4 / 3 * math.pi * 8**3 / 1000, rel=0.02)
     assert figures["hd95"] == pytest.approx(0.8)
-    assert figures == pytest.approx(_figures(ball, np.roll(ball, 1, axis=0), straight, VOLUMES))
+    assert figures == pytest.approx(_figures(ball, np.roll(ball, 1, axis=0), straight, VOLUMES), nan_ok=True)
 
 
 def test_a_surface_at_the_tolerance_is_within_it_however_the_header_rounds():
@@ -131,18 +132,63 @@ def test_empty_masks_and_a_single_voxel(reference, prediction, expected):
 
 
 def test_worst_values():
-    worst = {m.metric: m for m in measures_for(list(METRICS), VOLUMES, {"a": 2.0})}
-    for name, measure in worst.items():
+    """What is missed is as bad as it can be, whatever was measured; or the figure is neither better nor worse."""
+    for measure in measures_for(list(METRICS), VOLUMES, {"a": 2.0}):
+        metric = METRICS[measure.metric]
         assert measure.worst(0.3, "", 50) == 0.3
         if not measure.better:
             assert measure.worst(4.2, "one", 50) == 4.2
             unknown = measure.worst(NAN, "one", 50)  # a missing mask is of size 0; a reference that was not measured is not
-            assert unknown == 0 if name == "predicted_volume" else math.isnan(unknown)
-        elif name == "hd95":
+            assert unknown == 0 if metric.name == "predicted_volume" else math.isnan(unknown)
+        elif metric.of_probabilities:  # where none were kept, it is not known how good they were
+            assert measure.worst(0.9, "one", 50) == 0.9 and math.isnan(measure.worst(NAN, "both", 50))
+        elif metric.unit == "length":
             assert (measure.worst(NAN, "both", 50), measure.worst(NAN, "one", 50)) == (0, 50)
         else:
             perfect = 1 if measure.better == "higher" else 0
             assert (measure.worst(NAN, "both", 50), measure.worst(0.9, "one", 50)) == (perfect, 1 - perfect)
+
+
+@pytest.mark.parametrize("frame", [VOLUMES, PIXELS])
+def test_the_same_mask_is_perfect_by_every_metric(frame):
+    shape = (24, 20, 1) if frame.planar else (16, 14, 12)
+    mask = np.zeros(shape, np.uint8)
+    mask[2:7, 3:9, :8] = mask[10:14, 4:12, :8] = 1
+    figures = _figures(mask, mask.copy(), Grid(shape, np.eye(4), physical=frame.physical), frame)
+    for name, metric in METRICS.items():
+        if metric.better and not metric.of_probabilities and not math.isnan(figures[name]):
+            assert figures[name] == pytest.approx(1 if metric.better == "higher" else 0), name
+    assert {n for n in figures if math.isnan(figures[n])} <= {
+        "v_rand_max",
+        "v_info_max",
+        "ece",
+        "brier",
+        "v_info",
+        "info_split",
+        "info_merge",
+    }
+
+
+def test_probabilities_are_read_where_they_were_kept():
+    mask = np.zeros((10, 10, 4), np.uint8)
+    mask[3:7, 3:7] = 1
+    (pair,) = pair_structures(mask, mask, Grid((10, 10, 4), np.eye(4)), VOLUMES, [[1]], [1.0])
+    sure = replace(pair, probability=lambda: np.where(mask == 1, 0.9, 0.1).astype(np.float32))
+    assert METRICS["ece"].function(sure) == pytest.approx(0.1, abs=1e-6)
+    assert METRICS["brier"].function(sure) == pytest.approx(0.01, abs=1e-6)
+    for name in ("ece", "brier", "v_rand_max", "v_info_max"):
+        assert math.isnan(METRICS[name].function(replace(pair, probability=None)))
+    assert METRICS["v_rand_max"].function(sure) == pytest.approx(METRICS["v_rand"].function(pair))
+
+
+def test_the_overlap_from_which_a_lesion_is_found_stands_in_its_column():
+    (measure,) = measures_for(["lesion_f1"], VOLUMES, {"a": 2.0}, 0.25)
+    assert measure.column == "lesion_f1_iou0.25" and "0.25" in measure.text
+    reference, prediction = np.zeros((2, 12, 12, 12), np.uint8)
+    reference[2:6, 2:6, 2:6], prediction[4:8, 2:6, 2:6] = 1, 1  # IoU 1/3
+    for overlap, found in ((0.3, 1), (0.4, 0)):
+        (pair,) = pair_structures(reference, prediction, Grid((12, 12, 12), np.eye(4)), VOLUMES, [[1]], [1.0], overlap)
+        assert METRICS["lesion_f1"].function(pair) == found
 
 
 def test_no_distance_is_longer_than_the_diagonal():

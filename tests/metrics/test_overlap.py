@@ -35,6 +35,18 @@ def test_counting_in_pieces_changes_nothing(monkeypatch):
     assert whole[3, 4] == ((reference == 3) & (prediction == 4)).sum()
 
 
+def test_a_scan_that_is_mostly_background_is_counted_in_full():
+    reference, prediction = np.zeros((2, 30, 20, 10), np.uint8)
+    reference[3:9, 4:8], prediction[5:9, 4:9], prediction[20, 3] = 1, 2, 255
+    reference[25:27] = 255
+    matrix = confusion_matrix(reference, prediction, 3)
+    assert matrix.sum() == (reference != 255).sum()
+    for k in (1, 2):
+        for j in range(3):
+            assert matrix[k, j] == ((reference == k) & (prediction == j)).sum()
+    assert matrix[0, 2] == ((reference == 0) & (prediction == 2)).sum()
+
+
 def test_most_structures_fit():
     reference = np.arange(255, dtype=np.uint8).reshape(255, 1, 1)
     assert (confusion_matrix(reference, reference, 255) == np.eye(255)).all()
@@ -72,6 +84,77 @@ def test_empty_masks(counts, dice, precision, sensitivity):
     assert overlap.iou(counts) == pytest.approx(dice, nan_ok=True)
     assert overlap.precision(counts) == pytest.approx(precision, nan_ok=True)
     assert overlap.sensitivity(counts) == pytest.approx(sensitivity, nan_ok=True)
+
+
+def test_masks_that_lie_in_another_order_in_memory_are_counted_alike():
+    reference, prediction = np.random.default_rng(5).integers(0, 5, (2, 9, 8, 7), np.uint8)
+    whole = confusion_matrix(reference, prediction, 5)
+    for one in (reference, np.asfortranarray(reference)):
+        for other in (prediction, np.asfortranarray(prediction)):
+            assert (confusion_matrix(one, other, 5) == whole).all()
+
+
+def test_specificity_and_sizes_of_a_hand_counted_structure():
+    counts = Counts(true_positive=6, false_positive=2, false_negative=4, total=20)
+    assert counts.true_negative == 8
+    assert overlap.specificity(counts) == pytest.approx(8 / 10)
+    assert overlap.volume_similarity(counts) == pytest.approx(1 - 2 / 18)
+    assert overlap.volume_difference(counts) == -2
+    assert overlap.absolute_volume_difference(counts) == 2
+    assert overlap.relative_volume_difference(counts) == pytest.approx(-0.2)
+    assert overlap.absolute_relative_volume_difference(counts) == pytest.approx(0.2)
+
+
+def test_masks_of_one_size_are_of_similar_volume_wherever_they_lie():
+    assert overlap.volume_similarity(Counts(0, 7, 7, 40)) == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "specificity", "similarity", "difference", "relative"),
+    [
+        (Counts(0, 0, 0, 9), 1, math.nan, 0, math.nan),  # both empty
+        (Counts(0, 3, 0, 9), 6 / 9, 0, 3, math.nan),  # reference empty
+        (Counts(0, 0, 3, 9), 1, 0, -3, -1),  # prediction empty
+        (Counts(9, 0, 0, 9), math.nan, 1, 0, 0),  # the reference fills the scan
+    ],
+)
+def test_sizes_of_empty_masks(counts, specificity, similarity, difference, relative):
+    assert overlap.specificity(counts) == pytest.approx(specificity, nan_ok=True)
+    assert overlap.volume_similarity(counts) == pytest.approx(similarity, nan_ok=True)
+    assert overlap.volume_difference(counts) == difference
+    assert overlap.absolute_volume_difference(counts) == abs(difference)
+    assert overlap.relative_volume_difference(counts) == pytest.approx(relative, nan_ok=True)
+    assert overlap.absolute_relative_volume_difference(counts) == pytest.approx(abs(relative), nan_ok=True)
+
+
+def test_figures_agree_with_simpleitk():
+    reference, prediction = np.random.default_rng(7).integers(0, 4, (2, 9, 8, 7), np.uint8)
+    prediction[reference == 2] = 2  # a structure that is found well, and too large
+    sitk = pytest.importorskip("SimpleITK")
+    matrix, theirs = confusion_matrix(reference, prediction, 4), sitk.LabelOverlapMeasuresImageFilter()
+    theirs.Execute(*(sitk.GetImageFromArray(labels) for labels in (prediction, reference)))  # the second is its truth
+    for k in (1, 2, 3):
+        counts = counts_of(matrix, [k])
+        assert overlap.dice(counts) == pytest.approx(theirs.GetDiceCoefficient(k))
+        assert overlap.iou(counts) == pytest.approx(theirs.GetJaccardCoefficient(k))
+        # ITK's volume similarity is 2 (first - second) / (first + second): signed, 0 for masks of one size.
+        assert overlap.volume_similarity(counts) == pytest.approx(1 - abs(theirs.GetVolumeSimilarity(k)) / 2)
+        assert 1 - overlap.sensitivity(counts) == pytest.approx(theirs.GetFalseNegativeError(k))
+        assert 1 - overlap.precision(counts) == pytest.approx(theirs.GetFalseDiscoveryRate(k))
+        assert 1 - overlap.specificity(counts) == pytest.approx(theirs.GetFalsePositiveError(k))
+
+
+def test_specificity_agrees_with_monai():
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from monai.metrics.confusion_matrix import compute_confusion_matrix_metric, get_confusion_matrix
+    reference, prediction = np.random.default_rng(6).integers(0, 4, (2, 9, 8, 7), np.uint8)
+    matrix = confusion_matrix(reference, prediction, 4)
+    one_hot = [torch.from_numpy(np.stack([a == k for k in range(4)])[None]).float() for a in (prediction, reference)]
+    theirs = compute_confusion_matrix_metric("specificity", get_confusion_matrix(*one_hot, include_background=False))
+    ours = [overlap.specificity(counts_of(matrix, [k])) for k in (1, 2, 3)]
+    assert ours == pytest.approx(theirs[0].tolist(), abs=1e-6)
 
 
 def test_dice_and_iou_agree_with_monai():
