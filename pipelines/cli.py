@@ -93,6 +93,12 @@ def evaluate(
     references: Annotated[Path | None, typer.Option(help="Folder of reference masks.", show_default=False)] = None,
     output: Output = None,
     labels: Annotated[Path | None, typer.Option(help="What the masks' values mean (labels.yaml).", show_default=False)] = None,
+    cases: Annotated[
+        Path | None, typer.Option(help="Table of the cases: case_id, patient_id, other columns.", show_default=False)
+    ] = None,
+    resample: Annotated[
+        str | None, typer.Option(help="nearest: masks on other voxels than the reference's are resampled.", show_default=False)
+    ] = None,
     assignments: Set = None,
     redo: Redo = False,
 ) -> None:
@@ -100,15 +106,14 @@ def evaluate(
     from medseg.core.errors import ConfigError
 
     folders = (predictions, references, output)
+    stated = [*(assignments or []), *([f"evaluate.resample={resample}"] if resample else [])]
     if config is not None:
-        if any(folders) or labels:
+        if any((*folders, labels, cases)):
             raise ConfigError("give a configuration or the folders --predictions, --references and --output, not both.")
-        _stage("evaluate", config, assignments, redo)
+        _stage("evaluate", config, stated, redo)
     if predictions is None or references is None or output is None:
         raise ConfigError("give a configuration, or all of --predictions, --references and --output.")
-    if assignments:
-        raise ConfigError("--set is for a configuration, which --predictions and --references do not have; leave it out.")
-    raise typer.Exit(_call("evaluate", "evaluate_folders", predictions, references, output, labels, redo=redo))
+    raise typer.Exit(_call("evaluate", "evaluate_folders", predictions, references, output, labels, cases, stated, redo=redo))
 
 
 @app.command()
@@ -200,10 +205,57 @@ def ablate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders holding per_case.csv.", show_default=False)],
+    margin: Annotated[
+        list[str] | None,
+        typer.Option("--margin", help="How much worse is still not inferior. May be repeated.", metavar="METRIC=VALUE"),
+    ] = None,
     output: Output = None,
 ) -> None:
-    """Compare models on the same cases, case by case."""
-    raise typer.Exit(_call("compare", "compare", runs, output))
+    """Compare models on the same cases, case by case; three and more are ranked."""
+    from pipelines.compare import parse_margins
+
+    raise typer.Exit(_call("compare", "compare", runs, output, parse_margins(margin or [])))
+
+
+@app.command()
+def readers(
+    folders: Annotated[list[str], typer.Argument(help="Each reader's masks, NAME=DIR.", metavar="NAME=DIR...")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for readers.csv and the consensus.")] = Path("readers"),
+    labels: Annotated[Path | None, typer.Option(help="What the masks' values mean (labels.yaml).", show_default=False)] = None,
+    consensus: Annotated[
+        str | None, typer.Option(help="Also make one reference of all: majority or staple.", show_default=False)
+    ] = None,
+) -> None:
+    """How far several readers agree, and one reference made of all of them."""
+    from pipelines.readers import parse_readers
+
+    raise typer.Exit(_call("readers", "readers", parse_readers(folders), output, labels, consensus))
+
+
+@app.command("cases-needed")
+def cases_needed(
+    evaluation: Annotated[Path | None, typer.Argument(help="A pilot: a folder with per_case.csv.", show_default=False)] = None,
+    width: Annotated[float, typer.Option(help="Of the whole interval, in the metric's unit.")] = 0.1,
+    sd: Annotated[
+        float | None, typer.Option(help="Standard deviation between patients, in place of a pilot.", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="A metric or a column of per_case.csv.")] = "dice",
+    confidence: Annotated[float, typer.Option(help="Of the interval.")] = 0.95,
+    output: Annotated[Path | None, typer.Option(help="CSV to write the table to.", show_default=False)] = None,
+) -> None:
+    """How many patients give a mean an interval of a wished width."""
+    raise typer.Exit(
+        _call(
+            "cases_needed",
+            "cases_needed",
+            evaluation,
+            width=width,
+            sd=sd,
+            metric=metric,
+            confidence=confidence,
+            output=output,
+        )
+    )
 
 
 @app.command()

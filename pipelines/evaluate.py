@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from medseg.core.config import override, parse
 from medseg.core.errors import CaseError, ConfigError, StageError
 from medseg.core.files import file_sha256, json_sha256, remove
 from medseg.core.labels import MOST_STRUCTURES, LabelScheme, Structure, load_label_scheme
@@ -17,10 +18,13 @@ from medseg.core.manifest import Case
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, require_models
 from medseg.data.splits import fold_of_cases
+from medseg.evaluation.agreement import agreement_table
 from medseg.evaluation.compare import Comparison, compare_evaluations
 from medseg.evaluation.config import EvaluateConfig
-from medseg.evaluation.console import FEW, comparison_text, summary_text
+from medseg.evaluation.console import FEW, comparison_text, ranking_text, summary_text
 from medseg.evaluation.pairs import Pair, Unmatched, pair_cases, pair_folders
+from medseg.evaluation.ranking import FEWEST_MODELS, rank_models
+from medseg.evaluation.subgroups import covariates_of, summarise_subgroups
 from medseg.evaluation.summary import summarise
 from medseg.evaluation.table import Evaluation, evaluate_cases, load_evaluation, write_evaluation, write_table
 from medseg.inference.scans import images_sha256
@@ -28,6 +32,7 @@ from medseg.io.formats import read_labels
 from pipelines.config import RunConfig
 
 TABLES = ("per_case.csv", "cases.csv", "summary.csv")
+RANKING_FILE = "ranking.csv"
 COMPARISON_FILES = ("comparison.csv", "comparison_summary.csv")
 
 
@@ -56,7 +61,17 @@ def run(config: RunConfig, redo: bool = False) -> int:
         }
         folder, title = config.folder("evaluate", model), f"evaluate {model}"
         evaluations[model] = _evaluate(
-            pairs, config.labels, settings, folder, title, inputs, config.seed, config.data.spacing_mm, fold_of, redo
+            pairs,
+            config.labels,
+            settings,
+            folder,
+            title,
+            inputs,
+            config.seed,
+            config.data.spacing_mm,
+            fold_of,
+            covariates_of(cases),
+            redo,
         )
     _compare(config, evaluations, settings, redo)
     return int(any(_failed(e) for e in evaluations.values()))
@@ -65,7 +80,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
 def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: EvaluateConfig, redo: bool) -> None:
     folder = config.folder("evaluate")
     if len(evaluations) < 2:
-        for name in (*COMPARISON_FILES, "stage.json"):  # of an earlier run with more models
+        for name in (*COMPARISON_FILES, RANKING_FILE, "stage.json"):  # of an earlier run with more models
             remove(folder / name)
         return
     tables = {model: [file_sha256(folder / model / name) for name in ("per_case.csv", "cases.csv")] for model in evaluations}
@@ -74,25 +89,65 @@ def _compare(config: RunConfig, evaluations: dict[str, Evaluation], settings: Ev
         say("evaluate comparison: unchanged, skipped")
         return
     write_comparison(folder, compare_evaluations(evaluations, settings, config.seed))
+    write_ranking(folder, evaluations, settings, config.seed)
     record.write("comparison", config.seed)
 
 
-def evaluate_folders(predictions: Path, references: Path, output: Path, labels: Path | None = None, redo: bool = False) -> int:
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    output: Path,
+    labels: Path | None = None,
+    cases: Path | None = None,
+    assignments: Sequence[str] = (),
+    redo: bool = False,
+) -> int:
     """Evaluate masks made by any tool; files of the two folders are matched by name.
 
-    Writes per_case.csv, cases.csv, summary.csv, unmatched.csv and stage.json to `output`.
+    Writes per_case.csv, cases.csv, summary.csv, agreement.csv (of volumes), subgroups.csv, unmatched.csv and stage.json to
+    `output`.
 
     Args:
         labels: labels.yaml with the structures; without it each whole number above 0 in the references is one.
+        cases: a table with a row a case: `case_id`, and where they are known `patient_id` and other columns to group cases by.
+        assignments: `evaluate.<key>=<value>`, as in a configuration.
     Returns: 0, or 1 where some references have no usable prediction, or cannot be read.
     """
+    settings = _stated_settings(assignments)
     pairs, unmatched = pair_folders(Path(predictions), Path(references))
+    known = read_case_table(Path(cases)) if cases else pd.DataFrame()
+    pairs = [replace(pair, patient_id=known["patient_id"].get(pair.case_id, "")) if len(known) else pair for pair in pairs]
     scheme = load_label_scheme(Path(labels)) if labels else scheme_from_references(pairs)
     write_unmatched(Path(output), unmatched)
-    inputs = {"predictions": str(predictions), "references": str(references), "sampling_unit": "case"}
-    settings = EvaluateConfig()  # type: ignore[call-arg]
-    evaluation = _evaluate(pairs, scheme, settings, Path(output), "evaluate", inputs, 0, redo=redo)
+    unit = "patient" if any(pair.patient_id for pair in pairs) else "case"
+    inputs = {"predictions": str(predictions), "references": str(references), "sampling_unit": unit}
+    columns = known.drop(columns="patient_id", errors="ignore")
+    evaluation = _evaluate(pairs, scheme, settings, Path(output), "evaluate", inputs, 0, covariates=columns, redo=redo)
     return int(_failed(evaluation))
+
+
+def _stated_settings(assignments: Sequence[str]) -> EvaluateConfig:
+    content = override({}, list(assignments))
+    if other := sorted(content.keys() - {"evaluate"}):
+        raise ConfigError(f"--set {other[0]}: of two folders only `evaluate.<key>` can be set; leave it out.")
+    return parse(EvaluateConfig, content.get("evaluate"), "--set evaluate")
+
+
+def read_case_table(path: Path) -> pd.DataFrame:
+    """What is known of cases: a table with `case_id` (the index of the result), `patient_id` (empty where it has none) and any
+    other columns, as text.
+
+    Raises: ConfigError where it cannot be read, has no `case_id`, or names a case twice.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable CSV table ({' '.join(str(error).split())}); correct it.") from None
+    if "case_id" not in table:
+        raise ConfigError(f"{path} has no column case_id (it has: {', '.join(map(str, table.columns))}); add it.")
+    if (double := table["case_id"].duplicated()).any():
+        raise ConfigError(f"{path} names case `{table['case_id'][double].iloc[0]}` twice; remove one row.")
+    return table.assign(patient_id=table.get("patient_id", "")).set_index("case_id")
 
 
 def scheme_from_references(pairs: Sequence[Pair]) -> LabelScheme:
@@ -147,15 +202,19 @@ def _evaluate(
     seed: int,
     spacing_mm: tuple[float, float, float] | None = None,
     fold_of: Mapping[str, int] | None = None,
+    covariates: pd.DataFrame | None = None,
     redo: bool = False,
 ) -> Evaluation:
     """Measure and write one evaluation, or leave the one that stands there where nothing has changed.
 
     Args:
         fold_of: of a cross-validation, the fold that held each case out; it becomes a column of per_case.csv.
+        covariates: what else is known of each case, by its case_id: what subgroups.csv is made of.
     Returns: what stands in the tables, as a later run would read it, so that rounded figures meet rounded ones.
     """
-    record = StageRecord(folder, inputs | _read_by_all(pairs, scheme, settings, seed))
+    groups = _asked_for(covariates if covariates is not None else pd.DataFrame(), settings)
+    known = {"subgroups": json_sha256(groups.to_dict("index"))}
+    record = StageRecord(folder, inputs | known | _read_by_all(pairs, scheme, settings, seed))
     if record.unchanged() and _stand(folder, TABLES) and not redo:
         say(f"{title}: unchanged, skipped")
         return load_evaluation(folder)
@@ -165,10 +224,30 @@ def _evaluate(
     summary = summarise(evaluation, settings, seed)
     write_evaluation(folder, evaluation)
     write_table(folder / "summary.csv", summary)
+    write_table(folder / "agreement.csv", agreement_table(evaluation, settings.confidence))
+    _write_subgroups(folder / "subgroups.csv", evaluation, groups, settings, seed)
     record.write("evaluate", seed, evaluation.counts, measures=[m.as_dict() for m in evaluation.measures])
     say(summary_text(title, evaluation, summary))
     say(f"{title}: {folder / 'summary.csv'} and {folder / 'per_case.csv'}")
     return load_evaluation(folder)
+
+
+def _asked_for(covariates: pd.DataFrame, settings: EvaluateConfig) -> pd.DataFrame:
+    """The columns to sum up in groups. Raises: ConfigError for one that is not there."""
+    wanted = list(covariates) if settings.subgroups is None else list(settings.subgroups)
+    if missing := [name for name in wanted if name not in covariates]:
+        known = ", ".join(map(str, covariates)) or "none"
+        raise ConfigError(f"evaluate: `subgroups` names `{missing[0]}`, which is no column (there are: {known}).")
+    return covariates[wanted]
+
+
+def _write_subgroups(path: Path, evaluation: Evaluation, covariates: pd.DataFrame, settings: EvaluateConfig, seed: int) -> None:
+    remove(path)  # of an evaluation with other columns
+    if len(covariates.columns):
+        found = summarise_subgroups(evaluation, covariates, settings, seed, settings.bands)
+        write_table(path, found.table)
+        for sentence in found.left_out:
+            say(f"subgroups: {sentence}")
 
 
 def _stand(folder: Path, names: Sequence[str]) -> bool:
@@ -176,9 +255,9 @@ def _stand(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _read_by_all(pairs: Sequence[Pair], scheme: LabelScheme, settings: EvaluateConfig, seed: int) -> dict[str, Any]:
-    files = {p.case_id: [_hash(p.reference), _hash(p.prediction), p.patient_id, p.reason] for p in pairs}
+    files = {p.case_id: [_hash(p.reference), _hash(p.prediction), p.patient_id, p.reason, _hash(p.probabilities)] for p in pairs}
     return {
-        "evaluate": settings.model_dump(mode="json", exclude={"workers"}),
+        "evaluate": settings.model_dump(mode="json", exclude={"workers", "non_inferiority_margin"}),
         "labels": scheme.model_dump(mode="json"),
         "seed": seed,
         "files": json_sha256(files),
@@ -214,3 +293,14 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
         say(f"not compared, since not every model has it: {', '.join(comparison.left_out)}")
     say(comparison_text(comparison))
     say(f"compare: {' and '.join(str(folder / name) for name in COMPARISON_FILES)}")
+
+
+def write_ranking(folder: Path, evaluations: Mapping[str, Evaluation], settings: EvaluateConfig, seed: int) -> None:
+    """Write ranking.csv and say it, where there are three models or more; otherwise remove that of an earlier comparison."""
+    if len(evaluations) < FEWEST_MODELS:
+        remove(folder / RANKING_FILE)
+        return
+    ranking = rank_models(evaluations, settings, seed)
+    write_table(folder / RANKING_FILE, ranking)
+    say(ranking_text(ranking))
+    say(f"ranking: {folder / RANKING_FILE}")

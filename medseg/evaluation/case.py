@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
 from medseg.evaluation.pairs import Pair, on_grid
 from medseg.io.formats import read_labels
-from medseg.metrics.pair import Frame, StructurePair, pair_structures
+from medseg.io.probabilities import ProbabilityMaps, read_probabilities
+from medseg.metrics.pair import LESION_OVERLAP, Frame, StructurePair, pair_structures
 from medseg.metrics.table import METRICS, Measure
 
 Status = Literal["ok", "both_empty", "reference_empty", "prediction_empty", "prediction_missing", "unreadable", "grid_mismatch"]
@@ -30,6 +32,8 @@ class Ruler:
     Args:
         tolerances: of the surface Dice, one for each of `scheme.measured`, in its order.
         spacing_mm: of files that state none.
+        nearest: predictions on other voxels are resampled.
+        lesion_overlap: IoU from which on a lesion is found.
     """
 
     scheme: LabelScheme
@@ -37,6 +41,8 @@ class Ruler:
     frame: Frame
     tolerances: tuple[float, ...]
     spacing_mm: tuple[float, float, float] | None = None
+    nearest: bool = False
+    lesion_overlap: float = LESION_OVERLAP
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class CaseResult:
     Args:
         rows: one a structure (or region), as in per_case.csv without the case's names.
         status: ok, prediction_missing, unreadable or grid_mismatch.
-        reason: one sentence where it is not ok.
+        reason: one sentence where it is not ok, or where the prediction was resampled.
         diagonal: of the reference's grid; NaN where the reference could not be read, and the case not be evaluated.
     """
 
@@ -65,7 +71,11 @@ def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
         return CaseResult(rows_without_figures(ruler, "unreadable"), "unreadable", str(error))
     grid = reference_map.grid
     status, reason, prediction = _prediction(pair, ruler, grid)
-    rows = evaluate_case(reference, prediction, grid, ruler)
+    try:
+        maps = _probabilities(pair, ruler, grid) if prediction is not None else None
+    except CaseError as error:
+        maps, reason = None, f"{reason} {error}".strip()
+    rows = evaluate_case(reference, prediction, grid, ruler, maps)
     if prediction is None:
         rows = [row | {"status": status} for row in rows]
     return CaseResult(rows, status, reason, grid.diagonal)
@@ -79,31 +89,44 @@ def _reference(pair: Pair, ruler: Ruler) -> LabelMap:
 
 def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Classes | None]:
     """The prediction's classes on the reference's grid, or the status and the reason why there are none."""
-    if pair.prediction is None or not pair.prediction.is_file():
+    if pair.prediction is None or not pair.prediction.exists():
         return "prediction_missing", pair.reason or f"{pair.prediction} does not exist", None
     try:
-        labels = on_grid(read_labels(pair.prediction, spacing_mm=ruler.spacing_mm), grid)
-        return "ok", "", ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True)
+        labels, note = on_grid(read_labels(pair.prediction, spacing_mm=ruler.spacing_mm), grid, ruler.nearest)
+        return "ok", note, ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True)
     except GridMismatchError as error:
         return "grid_mismatch", str(error), None
     except CaseError as error:
         return "unreadable", str(error), None
 
 
-def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler) -> list[dict[str, Any]]:
+def _probabilities(pair: Pair, ruler: Ruler, grid: Grid) -> ProbabilityMaps | None:
+    """What the network gave each voxel, where it was kept and a metric asks for it."""
+    wanted = any(METRICS[m.metric].of_probabilities for m in ruler.measures)
+    return read_probabilities(pair.probabilities, grid) if wanted and pair.probabilities else None
+
+
+def evaluate_case(
+    reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler, maps: ProbabilityMaps | None = None
+) -> list[dict[str, Any]]:
     """The rows of one case: a structure each (or a region each, where the scheme has regions), with its figures and status.
 
     Args:
         reference, prediction: (X, Y, Z) uint8 class indices on `grid`. Without a prediction only the reference's size is
             measured, and the status is prediction_missing.
+        maps: probabilities on `grid`.
     Returns: dictionaries with `structure`, one key a measure (NaN where undefined) and `status`.
     """
     absent = prediction is None
     compared = np.zeros_like(reference) if prediction is None else prediction
     measured = ruler.scheme.measured
-    pairs = pair_structures(reference, compared, grid, ruler.frame, list(measured.values()), ruler.tolerances)
+    pairs = pair_structures(
+        reference, compared, grid, ruler.frame, list(measured.values()), ruler.tolerances, ruler.lesion_overlap
+    )
     rows = []
     for name, pair in zip(measured, pairs, strict=True):
+        if maps is not None:
+            pair = replace(pair, probability=partial(maps.of, name))
         measurable = [m for m in ruler.measures if m.applies(name) and (not absent or m.metric == "reference_volume")]
         figures = {m.column: METRICS[m.metric].function(pair) for m in measurable}
         rows.append(_row(name, ruler.measures, figures, "prediction_missing" if absent else _status(pair)))

@@ -17,7 +17,8 @@ import pandas as pd
 
 from medseg.core.errors import ConfigError
 from medseg.evaluation.config import EvaluateConfig
-from medseg.evaluation.intervals import FEWEST_UNITS, mean_intervals
+from medseg.evaluation.intervals import mean_intervals
+from medseg.evaluation.paired import judge, mixed_difference, rank_biserial, wilcoxon
 from medseg.evaluation.summary import under_worst, units_of
 from medseg.evaluation.table import Evaluation
 from medseg.metrics.table import Measure
@@ -30,6 +31,8 @@ NO_PREDICTION = ("prediction_missing", "unreadable", "grid_mismatch", ABSENT)
 SUMMARY_COLUMNS = [
     *("structure", "metric", "unit", "model_a", "model_b", "n", "n_missing", "n_undefined"),
     *("mean_difference", "ci_low", "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm"),
+    *("rank_biserial", "n_missing_a", "n_missing_b", "margin", "verdict_a", "verdict_b"),
+    *("mixed_difference", "mixed_low", "mixed_high", "mixed_note"),
 ]
 
 
@@ -40,7 +43,11 @@ class Comparison:
     Args:
         differences: comparison.csv: case_id, patient_id, structure, metric, one column a model, `difference` (first model minus
             second; with more than two models one `difference_<a>_<b>` a pair) and note.
-        summary: comparison_summary.csv, one row a structure, metric and pair of models.
+        summary: comparison_summary.csv, one row a structure, metric and pair of models. Differences and their intervals are
+            model_a minus model_b; `wins` and a `rank_biserial` above 0 speak for model_a, whichever way is better. `verdict_a`
+            is that of model_a against model_b with the margin, `verdict_b` the other way about (see `judge`).
+            `n_missing_a` and `n_missing_b` are cases without a usable prediction, counted as that model's worst. The `mixed_`
+            columns are filled where a patient has several cases.
         left_out: measures and structures that not every model has.
     """
 
@@ -54,17 +61,19 @@ def compare_evaluations(evaluations: Mapping[str, Evaluation], settings: Evaluat
 
     Args:
         evaluations: at least two, by the model's name.
-        settings: of the intervals.
-    Raises: ConfigError where there are fewer than two, or they share no case, structure or measure.
+        settings: of the intervals, and the margins.
+    Raises: ConfigError where there are fewer than two, or they share no case, structure or measure, or a margin is of something
+        that is not compared.
     """
     if len(evaluations) < 2:
         raise ConfigError(f"a comparison needs two evaluations, not {len(evaluations)} ({', '.join(evaluations)}).")
-    measures, structures, left_out = _common(evaluations)
-    table = _side_by_side(evaluations, structures)
+    measures, structures, left_out = in_common(evaluations)
+    margins = _margins(settings, measures, structures)
+    table = side_by_side(evaluations, structures)
     long = pd.concat([_of_measure(table, m, list(evaluations)) for m in measures], ignore_index=True)
     pairs = list(combinations(evaluations, 2))
     rows = [
-        _summary_row(part, m, structure, pair, settings, seed)
+        _summary_row(part, m, structure, pair, settings, seed, margins.get((m.column, structure), np.nan))
         for structure in structures
         for m in measures
         if m.applies(structure)
@@ -77,7 +86,7 @@ def compare_evaluations(evaluations: Mapping[str, Evaluation], settings: Evaluat
     return Comparison(differences, summary, left_out)
 
 
-def _common(evaluations: Mapping[str, Evaluation]) -> tuple[list[Measure], list[str], list[str]]:
+def in_common(evaluations: Mapping[str, Evaluation]) -> tuple[list[Measure], list[str], list[str]]:
     """The measures that have a better and a worse and the structures that every evaluation has, and what is left out."""
     first = next(iter(evaluations.values()))
     columns = [{m.column for m in e.measures if m.better} for e in evaluations.values()]
@@ -92,7 +101,7 @@ def _common(evaluations: Mapping[str, Evaluation]) -> tuple[list[Measure], list[
     return measures, structures, sorted(left_out)
 
 
-def _side_by_side(evaluations: Mapping[str, Evaluation], structures: Sequence[str]) -> pd.DataFrame:
+def side_by_side(evaluations: Mapping[str, Evaluation], structures: Sequence[str]) -> pd.DataFrame:
     """One row a case and structure of any evaluation; columns `(model, column)` of per_case under `worst`, and the names."""
     patients, diagonals = _known(evaluations, "patient_id"), _known(evaluations, "diagonal")
     index = pd.MultiIndex.from_product([list(patients), structures], names=KEYS)
@@ -140,15 +149,39 @@ def _note(statuses: dict[str, str]) -> str:
     return "; ".join(parts)
 
 
+def _margins(settings: EvaluateConfig, measures: Sequence[Measure], structures: Sequence[str]) -> dict[tuple[str, str], float]:
+    """(column, structure) -> margin. Raises: ConfigError naming a metric or structure that is not compared."""
+    found: dict[tuple[str, str], float] = {}
+    for name, margin in settings.non_inferiority_margin.items():
+        columns = [m.column for m in measures if name in (m.column, m.metric)]
+        chosen = margin if isinstance(margin, dict) else dict.fromkeys(structures, margin)
+        unknown = [] if columns else [name]
+        unknown += [structure for structure in chosen if structure not in structures]
+        if unknown:
+            known = ", ".join([m.column for m in measures] if not columns else structures)
+            raise ConfigError(
+                f"evaluate: `non_inferiority_margin` names `{unknown[0]}`, which is not compared here (there are: {known})."
+            )
+        found |= {(column, structure): value for column in columns for structure, value in chosen.items()}
+    return found
+
+
 def _summary_row(
-    rows: pd.DataFrame, measure: Measure, structure: str, pair: tuple[str, str], settings: EvaluateConfig, seed: int
+    rows: pd.DataFrame,
+    measure: Measure,
+    structure: str,
+    pair: tuple[str, str],
+    settings: EvaluateConfig,
+    seed: int,
+    margin: float,
 ) -> dict[str, Any]:
     a, b = pair
-    differences = (rows[a] - rows[b]).to_numpy(float)
-    defined = differences[np.isfinite(differences)]
-    missing = rows[[f"{a}\nstatus", f"{b}\nstatus"]].isin(NO_PREDICTION).any(axis=1).to_numpy()
-    ((low, high),) = mean_intervals(differences[:, None], units_of(rows), settings.bootstrap_resamples, settings.confidence, seed)
-    gain = defined if measure.better == "higher" else -defined
+    differences, units = (rows[a] - rows[b]).to_numpy(float), units_of(rows)
+    is_defined = np.isfinite(differences)
+    defined = differences[is_defined]
+    missing = {model: rows[f"{model}\nstatus"].isin(NO_PREDICTION).to_numpy() & is_defined for model in pair}
+    ((low, high),) = mean_intervals(differences[:, None], units, settings.bootstrap_resamples, settings.confidence, seed)
+    sign = 1 if measure.better == "higher" else -1
     return {
         "structure": structure,
         "metric": measure.column,
@@ -156,32 +189,27 @@ def _summary_row(
         "model_a": a,
         "model_b": b,
         "n": len(defined),
-        "n_missing": int((missing & np.isfinite(differences)).sum()),
+        "n_missing": int((missing[a] | missing[b]).sum()),
         "n_undefined": len(differences) - len(defined),
         "mean_difference": defined.mean() if len(defined) else np.nan,
         "ci_low": low,
         "ci_high": high,
-        "wins": int((gain > 0).sum()),
-        "ties": int((gain == 0).sum()),
-        "losses": int((gain < 0).sum()),
-        "p_wilcoxon": wilcoxon(differences, units_of(rows)),
+        "wins": int((sign * defined > 0).sum()),
+        "ties": int((defined == 0).sum()),
+        "losses": int((sign * defined < 0).sum()),
+        "p_wilcoxon": wilcoxon(differences, units),
+        "rank_biserial": rank_biserial(sign * differences, units),
+        "n_missing_a": int(missing[a].sum()),
+        "n_missing_b": int(missing[b].sum()),
+        **_verdicts(sign * low, sign * high, margin),
+        **{f"mixed_{name}": value for name, value in vars(mixed_difference(differences, units, settings.confidence)).items()},
     }
 
 
-def wilcoxon(differences: Array, units: Sequence[str]) -> float:
-    """Two-sided p of the signed rank test (Wilcoxon 1945; zero differences after Pratt 1959) over units.
-
-    A patient's cases are not independent, so their mean difference is one observation. NaN below six units.
-    """
-    series = pd.Series(differences).groupby(np.asarray(units, dtype=str)).mean().dropna().to_numpy(float)
-    series = series.round(12)  # differences that are equal but for their last digits are ties
-    if len(series) < FEWEST_UNITS:
-        return float("nan")
-    if not series.any():
-        return 1.0
-    from scipy import stats
-
-    return float(stats.wilcoxon(series, zero_method="pratt").pvalue)
+def _verdicts(one_end: float, other_end: float, margin: float) -> dict[str, Any]:
+    """The columns of non-inferiority, from the ends of the interval of the first model's gain."""
+    low, high = sorted((one_end, other_end))
+    return {"margin": margin, "verdict_a": judge(low, high, margin), "verdict_b": judge(-high, -low, margin)}
 
 
 def holm(p: Array) -> Array:

@@ -23,11 +23,7 @@ def mean_intervals(values: Array, units: Sequence[str], resamples: int, confiden
         seed: every column draws with it anew, so a column's interval does not depend on which others there are.
     Returns: (columns, 2), lower and upper; NaN where a column has values from fewer than six units.
     """
-    names, place = np.unique(np.asarray(units, dtype=str), return_inverse=True)
-    present = np.isfinite(values)
-    sums, counts = np.zeros((2, len(names), values.shape[1]))
-    np.add.at(sums, place, np.where(present, values, 0.0))
-    np.add.at(counts, place, present)
+    sums, counts = sums_of_units(values, units)
     intervals = np.full((values.shape[1], 2), np.nan)
     # Columns with the same units share their draws.
     patterns, group = np.unique(counts > 0, axis=1, return_inverse=True)
@@ -38,11 +34,24 @@ def mean_intervals(values: Array, units: Sequence[str], resamples: int, confiden
     return intervals
 
 
+def sums_of_units(values: Array, units: Sequence[str]) -> tuple[Array, Array]:
+    """What resampling draws from: (units, columns) the sum of each unit's finite values, and how many these are.
+
+    Units stand in the order of their names, so the order of the rows of `values` decides nothing.
+    """
+    names, place = np.unique(np.asarray(units, dtype=str), return_inverse=True)
+    present = np.isfinite(values)
+    sums, counts = np.zeros((2, len(names), values.shape[1]))
+    np.add.at(sums, place, np.where(present, values, 0.0))
+    np.add.at(counts, place, present)
+    return sums, counts
+
+
 def _bca(sums: Array, counts: Array, resamples: int, confidence: float, seed: int) -> Array:
     from scipy.special import ndtr, ndtri
 
     mean = sums.sum(0) / counts.sum(0)
-    means = _resampled_means(sums, counts, resamples, seed)
+    means = resampled_means(sums, counts, resamples, seed)
     near = 1e-12 * np.maximum(1, np.abs(mean))  # sums in another order differ in the last digits
     below = ((means < mean - near).mean(0) + (means <= mean + near).mean(0)) / 2
     with np.errstate(all="ignore"):
@@ -61,8 +70,12 @@ def _bca(sums: Array, counts: Array, resamples: int, confidence: float, seed: in
     return np.asarray(limits).T
 
 
-def _resampled_means(sums: Array, counts: Array, resamples: int, seed: int) -> Array:
-    """(resamples, columns): the mean over the cases of as many units as there are, drawn with replacement."""
+def resampled_means(sums: Array, counts: Array, resamples: int, seed: int) -> Array:
+    """(resamples, columns): the mean over the cases of as many units as there are, drawn with replacement.
+
+    Args:
+        sums, counts: of `sums_of_units`; every unit has a value in every column.
+    """
     n = len(sums)
     generator = np.random.default_rng(seed)
     means = []

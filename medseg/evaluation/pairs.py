@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from medseg.core.grid import Grid
 from medseg.core.manifest import Case
 from medseg.core.resample import resample
 from medseg.core.volume import LabelMap
-from medseg.io.formats import case_name, is_scan
+from medseg.io.formats import case_name, is_folder_scan, is_scan
+from medseg.io.probabilities import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Pair:
     Args:
         reference: None where the case has none.
         prediction: None where there is none; `reason` then says why.
+        probabilities: beside the prediction, where they were kept.
     """
 
     case_id: str
@@ -30,6 +32,7 @@ class Pair:
     reference: Path | None
     prediction: Path | None
     reason: str = ""
+    probabilities: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,14 @@ def pair_cases(cases: Sequence[Case], predictions: dict[str, tuple[Path | None, 
         predictions: for each case_id its file, or None and the reason why there is none.
     """
     none = (None, "it has no prediction")
-    return [Pair(c.case_id, c.patient_id, c.label, *predictions.get(c.case_id, none)) for c in cases]
+    return [_with_probabilities(Pair(c.case_id, c.patient_id, c.label, *predictions.get(c.case_id, none))) for c in cases]
+
+
+def _with_probabilities(pair: Pair) -> Pair:
+    if pair.prediction is None:
+        return pair
+    path = pair.prediction.with_name(case_name(pair.prediction) + SUFFIX)
+    return replace(pair, probabilities=path) if path.is_file() else pair
 
 
 def pair_folders(predictions: Path, references: Path) -> tuple[list[Pair], list[Unmatched]]:
@@ -63,7 +73,10 @@ def pair_folders(predictions: Path, references: Path) -> tuple[list[Pair], list[
             f"no file of {predictions} is named like one of {references} (for example {next(iter(found.values())).name} and "
             f"{next(iter(wanted.values())).name}); give both files of a case the same name."
         )
-    pairs = [Pair(n, "", path, found.get(n), "" if n in found else f"no file in {predictions}") for n, path in wanted.items()]
+    pairs = [
+        _with_probabilities(Pair(n, "", path, found.get(n), "" if n in found else f"no file in {predictions}"))
+        for n, path in wanted.items()
+    ]
     unmatched = [Unmatched(name, "prediction", path) for name, path in wanted.items() if name not in found]
     unmatched += [Unmatched(name, "reference", path) for name, path in found.items() if name not in wanted]
     return pairs, unmatched
@@ -73,7 +86,7 @@ def _by_name(folder: Path, what: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give the folder of the {what}.")
     files: dict[str, Path] = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and is_scan(p)):
+    for path in sorted(filter(_holds_labels, folder.iterdir())):
         if (first := files.setdefault(case_name(path), path)) != path:
             raise ConfigError(f"{folder}: {first.name} and {path.name} are both case `{case_name(path)}`; remove one.")
     if not files:
@@ -81,15 +94,25 @@ def _by_name(folder: Path, what: str) -> dict[str, Path]:
     return files
 
 
-def on_grid(labels: LabelMap, grid: Grid) -> LabelMap:
+def _holds_labels(path: Path) -> bool:
+    return ((path.is_file() and is_scan(path)) or is_folder_scan(path)) and not path.name.endswith(SUFFIX)
+
+
+def on_grid(labels: LabelMap, grid: Grid, nearest: bool = False) -> tuple[LabelMap, str]:
     """`labels` on the voxels of `grid`: axis orders and flips are undone exactly, nothing is interpolated.
 
-    Raises: GridMismatchError saying what differs, where anything else does.
+    Args:
+        nearest: where anything else differs, take the nearest voxel's label, and the background outside of the labels' grid.
+    Returns: the labels, and what was resampled in words; empty where nothing was.
+    Raises: GridMismatchError saying what differs, where `nearest` is not asked for, or only one of the grids has a physical size.
     """
     turned = _turned(labels.grid, grid)
-    if difference := grid.difference(turned):
-        raise GridMismatchError(f"the prediction's grid is not the reference's: {difference} (reference first).")
-    return LabelMap(resample(labels.array, labels.grid, turned, order=0), grid)
+    difference = grid.difference(turned)
+    if difference is None:
+        return LabelMap(resample(labels.array, labels.grid, turned, order=0), grid), ""
+    if nearest and labels.grid.physical == grid.physical:
+        return LabelMap(resample(labels.array, labels.grid, grid, order=0), grid), f"resampled by nearest neighbour: {difference}"
+    raise GridMismatchError(f"the prediction's grid is not the reference's: {difference} (reference first).")
 
 
 def _turned(grid: Grid, towards: Grid) -> Grid:

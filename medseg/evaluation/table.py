@@ -80,8 +80,9 @@ def evaluate_cases(
     tolerances = settings.tolerances(list(scheme.measured))
     grids = _reference_grids(pairs, spacing_mm)
     frame = common_frame(grids)
-    measures = tuple(measures_for(settings.metrics, frame, tolerances))
-    ruler = Ruler(scheme, measures, frame, tuple(tolerances.values()), spacing_mm)
+    measures = tuple(measures_for(settings.metrics, frame, tolerances, settings.lesion_overlap))
+    nearest = settings.resample == "nearest"
+    ruler = Ruler(scheme, measures, frame, tuple(tolerances.values()), spacing_mm, nearest, settings.lesion_overlap)
     outcomes = map_cases(partial(measure_pair, ruler=ruler), pairs, title, settings.processes(len(pairs)))
     results = [(o.item, o.result or _broken(o, ruler, grids)) for o in outcomes]
     per_case = [{"case_id": p.case_id, "patient_id": p.patient_id, **row} for p, result in results for row in result.rows]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from medseg.core.errors import ConfigError
-from medseg.evaluation.compare import compare_evaluations, holm, wilcoxon
+from medseg.evaluation.compare import SUMMARY_COLUMNS, compare_evaluations, holm
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import comparison_text, text_table
 from medseg.evaluation.table import Evaluation
@@ -70,6 +70,9 @@ def test_a_case_that_one_model_lacks_counts_as_its_worst():
     assert rows.loc[("dice", "c0"), "note"] == ""
     row = _row(comparison, "dice")
     assert (row["n"], row["n_missing"], row["n_undefined"]) == (8, 7, 0)
+    assert (row["n_missing_a"], row["n_missing_b"]) == (0, 7)
+    said = comparison_text(comparison)
+    assert "7 cases have no usable prediction of b: they count as its worst" in said and "prediction of a" not in said
 
 
 def test_a_missed_structure_is_noted_but_is_not_missing():
@@ -104,19 +107,65 @@ def test_what_cannot_be_compared_is_said_or_refused():
         compare_evaluations({"a": A, "b": _evaluation([0.9], [1], ["other"])}, SETTINGS, seed=0)
 
 
+def test_effect_size_speaks_for_the_first_model_whichever_way_is_better():
+    comparison = compare_evaluations({"a": A, "b": B}, SETTINGS, seed=0)
+    dice, hd95 = _row(comparison, "dice"), _row(comparison, "hd95_mm")
+    # Dice: |0.1| twice and |0.2| three times, 0.4, 0.6 and a tie that has no rank: 1.5 of 28 against.
+    assert dice["rank_biserial"] == pytest.approx(1 - 2 * 1.5 / 28)
+    assert hd95["rank_biserial"] == pytest.approx(1 - 2 * 1.5 / 28)  # |1| twice, of which one against
+    turned = compare_evaluations({"b": B, "a": A}, SETTINGS, seed=0)
+    assert _row(turned, "dice")["rank_biserial"] == pytest.approx(-dice["rank_biserial"])
+    assert list(comparison.summary.columns) == SUMMARY_COLUMNS
+
+
+def test_verdicts_heed_the_margin_and_which_way_is_better():
+    close = _evaluation([v - 0.01 for v in A.per_case["dice"]], [v + 0.5 for v in A.per_case["hd95_mm"]])
+    margins = EvaluateConfig(bootstrap_resamples=500, non_inferiority_margin={"dice": 0.02, "hd95_mm": {"liver": 0.4}})
+    comparison = compare_evaluations({"new": close, "old": A}, margins, seed=0)
+    dice, hd95 = _row(comparison, "dice"), _row(comparison, "hd95_mm")
+    assert (dice["margin"], dice["verdict_a"], dice["verdict_b"]) == (0.02, "non-inferior", "superior")
+    assert (hd95["margin"], hd95["verdict_a"], hd95["verdict_b"]) == (0.4, "inferior", "superior")
+    assert "non-inferior (margin 0.02)" in comparison_text(comparison)
+    wide = compare_evaluations({"b": B, "a": A}, EvaluateConfig(non_inferiority_margin={"hd95": 3}), seed=0)
+    assert _row(wide, "hd95_mm")["verdict_a"] == "inconclusive"
+    assert _row(wide, "dice")["verdict_a"] == "" and np.isnan(_row(wide, "dice")["margin"])
+    assert "verdict" not in comparison_text(compare_evaluations({"b": B, "a": A}, SETTINGS, seed=0))
+
+
+def test_missing_cases_can_cost_non_inferiority():
+    partial = _evaluation([*A.per_case["dice"][:5]], [*A.per_case["hd95_mm"][:5]], IDS[:5])
+    settings = EvaluateConfig(non_inferiority_margin={"dice": 0.05})
+    row = _row(compare_evaluations({"new": partial, "old": A}, settings, seed=0), "dice")
+    assert row["verdict_a"] in ("inconclusive", "inferior") and row["n_missing_a"] == 3
+
+
+def test_margins_that_fit_nothing_are_refused():
+    for margins, named in (({"iou": 0.1}, "names `iou`"), ({"dice": {"spleen": 0.1}}, "names `spleen`")):
+        with pytest.raises(ConfigError, match=named):
+            compare_evaluations({"a": A, "b": B}, EvaluateConfig(non_inferiority_margin=margins), seed=0)
+    for margins in ({"dicee": 0.1}, {"dice": 0}, {"dice": -1}, {"dice": {"liver": float("inf")}}):
+        with pytest.raises(ValueError, match="margin"):
+            EvaluateConfig(non_inferiority_margin=margins)
+
+
+def test_several_scans_of_a_patient_are_viewed_mixed_too():
+    patients = [f"p{i // 2}" for i in range(16)]
+    generator = np.random.default_rng(0)
+    ids = [f"c{i:02d}" for i in range(16)]
+    a, b = (_evaluation(generator.uniform(0.5, 0.9, 16), generator.uniform(1, 9, 16), ids, patients=patients) for _ in "ab")
+    row = _row(compare_evaluations({"a": a, "b": b}, SETTINGS, seed=0), "dice")
+    assert row["mixed_difference"] == pytest.approx(row["mean_difference"])  # as many scans each
+    assert row["mixed_low"] < row["mixed_difference"] < row["mixed_high"] and row["mixed_note"] == ""
+    alone = _row(compare_evaluations({"a": A, "b": B}, SETTINGS, seed=0), "dice")
+    assert np.isnan(alone["mixed_difference"]) and alone["mixed_note"] == ""
+
+
 def test_patients_are_the_observations():
     patients = [f"p{i // 2}" for i in range(8)]
     a, b = (_evaluation(e.per_case["dice"], e.per_case["hd95_mm"], patients=patients) for e in (A, B))
     row = _row(compare_evaluations({"a": a, "b": b}, SETTINGS, seed=0), "dice")
     assert row["n"] == 8 and np.isnan(row["ci_low"]) and np.isnan(row["p_wilcoxon"])  # four patients
-
-
-def test_wilcoxon():
-    differences = np.array([0.3, -0.1, 0.25, 0.4, 0.05, 0.6, 0.7])
-    names = list("abcdefg")
-    assert wilcoxon(differences, names) == pytest.approx(stats.wilcoxon(differences).pvalue)
-    assert wilcoxon(np.repeat(differences, 3), np.repeat(names, 3)) == pytest.approx(stats.wilcoxon(differences).pvalue)
-    assert np.isnan(wilcoxon(differences[:5], names[:5]))
+    assert np.isnan(row["rank_biserial"]) and np.isnan(row["mixed_difference"]) and "fewer than 6" in row["mixed_note"]
 
 
 def test_holm():

@@ -24,6 +24,14 @@ def test_agrees_with_the_bca_interval_of_scipy():
     assert _one(SKEWED, confidence=0.8) == pytest.approx(list(oracle.confidence_interval), abs=0.003)
 
 
+def test_agrees_with_scipy_on_a_paired_difference():
+    generator = np.random.default_rng(8)
+    first, second = generator.beta(8, 1.5, (2, 25))
+    oracle = stats.bootstrap((first - second,), np.mean, n_resamples=10_000, method="BCa", rng=np.random.default_rng(5))
+    assert _one(first - second) == pytest.approx(list(oracle.confidence_interval), abs=0.003)
+    assert _one(second - first)[::-1] == pytest.approx(-_one(first - second), abs=0.003)
+
+
 def test_patients_are_resampled_and_not_cases():
     # Ten patients with twenty identical scans each carry the information of ten.
     patients = SKEWED[:10]

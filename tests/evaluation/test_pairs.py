@@ -43,14 +43,14 @@ def test_every_axis_order_and_flip_is_undone_exactly(angle):
     grid = _oblique(angle)
     for order in itertools.permutations(range(3)):
         for flips in itertools.product((0, 1), repeat=3):
-            back = on_grid(_turn(grid, ARRAY, order, flips), grid)
+            back, _ = on_grid(_turn(grid, ARRAY, order, flips), grid)
             assert np.array_equal(back.array, ARRAY) and back.grid is grid
 
 
 def test_rounding_of_a_header_is_no_difference():
     grid = _oblique()
     noisy = Grid(SHAPE, grid.affine * (1 + 1e-5))
-    assert np.array_equal(on_grid(LabelMap(ARRAY, noisy), grid).array, ARRAY)
+    assert np.array_equal(on_grid(LabelMap(ARRAY, noisy), grid)[0].array, ARRAY)
 
 
 def _changed(**change) -> LabelMap:
@@ -75,6 +75,33 @@ def _changed(**change) -> LabelMap:
 def test_any_other_difference_is_named(change, word):
     with pytest.raises(GridMismatchError, match=word):
         on_grid(_changed(**change), _oblique())
+
+
+def test_other_voxels_are_resampled_where_that_is_asked_for():
+    grid = Grid((4, 4, 2), np.diag([1.0, 1, 2, 1]))
+    fine = np.zeros((8, 8, 4), np.uint8)
+    fine[2:6, 4:, 2:] = 3
+    affine = np.diag([0.5, 0.5, 1, 1])
+    affine[:3, 3] = -0.25, -0.25, -0.5
+    labels, note = on_grid(LabelMap(fine, Grid(fine.shape, affine)), grid, nearest=True)
+    assert labels.grid is grid and "nearest neighbour" in note and "shape" in note
+    expected = np.zeros(grid.shape, np.uint8)
+    expected[1:3, 2:, 1:] = 3
+    assert np.array_equal(labels.array, expected)
+
+
+def test_a_size_in_pixels_is_not_resampled_to_millimetres():
+    with pytest.raises(GridMismatchError, match="physical size"):
+        on_grid(_changed(physical=False), _oblique(), nearest=True)
+
+
+def test_probabilities_stand_beside_their_masks(save_labels, tmp_path):
+    for name in ("pred/a.nii.gz", "pred/b.nii.gz", "ref/a.nii.gz", "ref/b.nii.gz"):
+        save_labels(name, np.zeros((2, 2, 2)))
+    (tmp_path / "pred" / "a.probabilities.nii.gz").write_bytes(b"")
+    pairs, unmatched = pair_folders(tmp_path / "pred", tmp_path / "ref")
+    assert [pair.probabilities for pair in pairs] == [tmp_path / "pred" / "a.probabilities.nii.gz", None]
+    assert not unmatched
 
 
 def test_folders_are_matched_by_case_name(save_labels, tmp_path):

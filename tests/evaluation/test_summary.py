@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from medseg.evaluation.config import EvaluateConfig
-from medseg.evaluation.summary import SUMMARY_COLUMNS, summarise, under_worst
+from medseg.evaluation.console import summary_text
+from medseg.evaluation.summary import SUMMARY_COLUMNS, gains_of_defined, summarise, under_worst
 from medseg.evaluation.table import Evaluation
 from medseg.metrics.pair import Frame
 from medseg.metrics.table import measures_for
@@ -71,6 +72,47 @@ def test_sizes_have_no_worst_but_a_missing_prediction_is_of_size_0():
     assert _row(table, "reference_volume_ml", "worst")["mean"] == pytest.approx(21 / 8)
     assert _row(table, "predicted_volume_ml", "worst")["mean"] == pytest.approx(3.8 / 8)
     assert _row(table, "predicted_volume_ml", "defined")["mean"] == pytest.approx(3.8 / 5)
+
+
+def test_counts_of_what_the_masks_hold():
+    table = summarise(_evaluation(ROWS), SETTINGS, seed=0)
+    assert list(table.columns[:12]) == [
+        *("structure", "metric", "unit", "convention", "n", "n_undefined", "mean", "ci_low", "ci_high", "median", "q1", "q3")
+    ]
+    # c, d, g and h are missed; e is empty in both; f in the reference alone; i has no readable reference.
+    assert set(zip(table["n_true_negative"], table["n_missed"], table["n_false_positive"], strict=True)) == {(1, 4, 1)}
+    assert _row(table, "dice", "worst")["n_filled"] == 3  # d, g, h: the Dice of c and of f is 0 as defined
+    assert _row(table, "hd95_mm", "defined")["n_filled"] == 5
+
+
+def test_where_defined_looks_better_than_worst():
+    evaluation = _evaluation(ROWS)
+    table = summarise(evaluation, SETTINGS, seed=0)
+    better = {m.column: m.better for m in MEASURES}
+    hd95, dice = gains_of_defined(table, better).to_dict("records")
+    assert (hd95["metric"], hd95["n_filled"], hd95["n"]) == ("hd95_mm", 5, 8)
+    assert (hd95["defined"], hd95["worst"]) == (pytest.approx(3), pytest.approx(466 / 8))
+    assert hd95["gain"] == pytest.approx(466 / 8 - 3)
+    assert (dice["metric"], dice["n_filled"], dice["gain"]) == ("dice", 3, pytest.approx(1.6 / 4 - 2.6 / 8))
+    said = summary_text("evaluate", evaluation, table)
+    assert "hd95_mm: 3.000 under `defined`, 58.250 under `worst`; `defined` looks better by 55.250 mm" in said
+    assert "it leaves out 5 of 8 cases" in said
+
+
+def test_the_gains_can_be_read_from_the_file(tmp_path):
+    table = summarise(_evaluation(ROWS), SETTINGS, seed=0)
+    better = {m.column: m.better for m in MEASURES}
+    table.to_csv(tmp_path / "summary.csv", index=False, float_format="%.8g")
+    again = gains_of_defined(pd.read_csv(tmp_path / "summary.csv"), better)
+    assert again["n_filled"].tolist() == [5, 3] and again["unit"].tolist() == ["mm", ""]
+
+
+def test_true_negatives_alone_are_no_gain_of_defined():
+    rows = [("a", "ok", 0.5, 9.0, 1.0, 1.0), ("b", "both_empty", NAN, NAN, 0.0, 0.0)]
+    evaluation = _evaluation(rows)
+    table = summarise(evaluation, SETTINGS, seed=0)
+    assert gains_of_defined(table, {m.column: m.better for m in MEASURES}).empty  # `worst` counts b as perfect
+    assert "looks better" not in summary_text("evaluate", evaluation, table)
 
 
 @pytest.mark.parametrize("n", [5, 6])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from medseg.core.errors import ConfigError, StageError
-from pipelines.compare import compare, name_evaluations
+from pipelines.compare import compare, name_evaluations, parse_margins
 from pipelines.evaluate import evaluate_folders
 
 
@@ -71,3 +71,28 @@ def test_what_cannot_be_compared(tmp_path):
     with pytest.raises(ConfigError, match="two evaluations"):
         compare([_evaluated(tmp_path / "a", 1, n=1)], tmp_path / "both")
     assert not (tmp_path / "both").exists()
+
+
+def test_margins_and_a_ranking_of_three(tmp_path, capsys):
+    runs = [_evaluated(tmp_path / name, shift) for name, shift in (("near", 1), ("mid", 2), ("far", 4))]
+    assert compare(runs, tmp_path / "all", margins={"dice": 0.2}) == 0
+    summary = pd.read_csv(tmp_path / "all" / "comparison_summary.csv", keep_default_na=False)
+    dice = summary[summary["metric"] == "dice"].set_index(["model_a", "model_b"])
+    assert dice.loc[("near/out", "mid/out"), ["verdict_a", "verdict_b"]].tolist() == ["superior", "non-inferior"]
+    assert set(summary[summary["metric"] != "dice"]["verdict_a"]) == {""}
+    ranking = pd.read_csv(tmp_path / "all" / "ranking.csv")
+    assert ranking[ranking["metric"] == "hd95_px"]["model"].tolist() == ["near/out", "mid/out", "far/out"]
+    assert (ranking[ranking["metric"] == "dice"]["share_rank_1"].tolist()) == [1, 0, 0]
+    assert "ranking by the mean" in capsys.readouterr().err
+    compare(runs[:2], tmp_path / "all")
+    assert not (tmp_path / "all" / "ranking.csv").exists()  # of another comparison
+
+
+def test_margins_as_they_are_typed():
+    assert parse_margins(["dice=0.02", " hd95_mm = 1.5 "]) == {"dice": 0.02, "hd95_mm": 1.5}
+    assert parse_margins([]) == {}
+    for wrong in (["dice"], ["dice="], ["=0.1"], ["dice=0"], ["dice=-1"], ["dice=nan"], ["dice=0.1", "dice=0.2"]):
+        with pytest.raises(ConfigError, match="METRIC=VALUE"):
+            parse_margins(wrong)
+    with pytest.raises(ConfigError, match="no metric: `dicee`"):
+        parse_margins(["dicee=0.1"])

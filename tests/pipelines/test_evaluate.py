@@ -17,7 +17,6 @@ from PIL import Image
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256
-from pipelines import cli
 from pipelines.config import RunConfig
 from pipelines.evaluate import COMPARISON_FILES, TABLES, evaluate_folders, run
 
@@ -227,9 +226,70 @@ def test_folders_are_measured_again_only_where_needed(tmp_path, capsys):
     assert pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"][0] < 1
 
 
-def test_settings_without_a_configuration_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="--set"):
-        cli.evaluate(None, tmp_path, tmp_path, tmp_path / "out", assignments=["seed=1"])
+def test_of_two_folders_only_the_evaluation_is_set(tmp_path):
+    for name in ("r", "p"):
+        _mask(tmp_path / name, "a", slice(2, 10))
+    with pytest.raises(ConfigError, match="--set seed"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", assignments=["seed=1"])
+    with pytest.raises(ConfigError, match="known: "):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", assignments=["evaluate.tolerance=1"])
+    assert evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", assignments=["evaluate.metrics=[iou]"]) == 0
+    assert list(pd.read_csv(tmp_path / "out" / "per_case.csv"))[3:] == ["iou", "status"]
+
+
+def test_a_table_of_the_cases_names_the_patients(tmp_path):
+    names = [f"{patient}_{scan}" for patient in "abcdefg" for scan in (1, 2)]
+    for number, name in enumerate(names):
+        _mask(tmp_path / "r", name, slice(2, 10))
+        _mask(tmp_path / "p", name, slice(2, 10 + number % 5))
+    table = tmp_path / "cases.csv"
+    table.write_text("case_id,patient_id,site\n" + "".join(f"{name},{name[0]},x\n" for name in names))
+    assert evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table) == 0
+    assert pd.read_csv(tmp_path / "out" / "per_case.csv")["patient_id"].tolist() == [name[0] for name in names]
+    assert json.loads((tmp_path / "out" / "stage.json").read_text())["inputs"]["sampling_unit"] == "patient"
+    table.write_text(table.read_text() + "a_1,a,x\n")
+    with pytest.raises(ConfigError, match="names case `a_1` twice"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
+    table.write_text("case,patient_id\na_1,a\n")
+    with pytest.raises(ConfigError, match="has no column case_id"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
+
+
+def test_groups_of_cases_and_agreement_of_sizes(tmp_path, capsys):
+    for number in range(14):
+        _mask(tmp_path / "r", f"c{number}", slice(2, 10))
+        _mask(tmp_path / "p", f"c{number}", slice(2, 10 if number % 2 else 6))
+    table = tmp_path / "cases.csv"
+    rows = "".join(f"c{n},{'ab'[n % 2]},{20 + n},same\n" for n in range(14))
+    table.write_text("case_id,site,age,scanner\n" + rows)
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    assert evaluate_folders(*places, cases=table, assignments=["evaluate.subgroups={site: null, age: [27], scanner: null}"]) == 0
+    found = pd.read_csv(tmp_path / "out" / "subgroups.csv")
+    found = found[(found["metric"] == "iou") & (found["convention"] == "worst")].set_index(["covariate", "group"])
+    assert found.loc[("site", "a"), ["n", "mean"]].tolist() == [7, 0.5] and found.loc[("site", "b"), "mean"] == 1
+    assert len(found.loc["age"]) == 2 and set(found.loc["age"]["n"]) == {7}
+    assert "scanner: 1 value, no groups" in capsys.readouterr().err
+    sizes = pd.read_csv(tmp_path / "out" / "agreement.csv").set_index("statistic")
+    assert sizes.loc["bias", "value"] == -16 and sizes.loc["bias", "n"] == 14  # half of them 4 of 8 columns short, 8 rows each
+    with pytest.raises(ConfigError, match="`subgroups` names `sex`"):
+        evaluate_folders(*places, cases=table, assignments=["evaluate.subgroups=[sex]"])
+    assert evaluate_folders(*places) == 0
+    assert not (tmp_path / "out" / "subgroups.csv").exists()
+
+
+def test_masks_on_other_voxels(tmp_path):
+    for name, affine, shape in (("r", np.diag([1.0, 1, 1, 1]), (8, 8, 8)), ("p", np.diag([2.0, 2, 2, 1]), (4, 4, 4))):
+        affine[:3, 3] = (affine[0, 0] - 1) / 2
+        array = np.zeros(shape, np.uint8)
+        array[: shape[0] // 2] = 1
+        (tmp_path / name).mkdir()
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name / "a.nii.gz")
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    assert evaluate_folders(*places) == 1
+    assert pd.read_csv(tmp_path / "out" / "per_case.csv")["status"].tolist() == ["grid_mismatch"]
+    assert evaluate_folders(*places, assignments=["evaluate.resample=nearest"]) == 0
+    assert pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"].tolist() == [1]
+    assert "resampled by nearest neighbour" in pd.read_csv(tmp_path / "out" / "cases.csv")["reason"][0]
 
 
 def test_folders_with_a_labels_file(tmp_path):

@@ -1,0 +1,119 @@
+"""`medseg readers`: how far several readers of the same cases agree, and one reference made of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medseg.core.errors import CaseError, ConfigError
+from medseg.core.labels import LabelScheme, load_label_scheme
+from medseg.core.progress import say
+from medseg.core.record import StageRecord
+from medseg.evaluation.config import EvaluateConfig
+from medseg.evaluation.console import interval_text, text_table
+from medseg.evaluation.pairs import Pair
+from medseg.evaluation.readers import Method, Readers, Ties, consensus_of_maps, pair_readers, reader_bands, scheme_of_readers
+from medseg.evaluation.table import evaluate_cases, write_table
+from medseg.io.formats import label_name, read_labels, write_labels
+from pipelines.evaluate import scheme_from_references
+
+METHODS: tuple[Method, ...] = ("majority", "staple")
+
+
+def readers(
+    folders: Mapping[str, Path], output: Path, labels: Path | None = None, consensus: str | None = None, ties: Ties = "background"
+) -> int:
+    """Write readers.csv, the agreement between readers as the band to see a model in; with a method also a consensus.
+
+    The consensus of each case that two readers or more have read stands in `consensus/`, and consensus.csv says how it came
+    about.
+
+    Args:
+        folders: of each reader's masks, by the reader's name; files are matched by case name.
+        labels: labels.yaml with the structures; without it each whole number above 0 is one.
+        consensus: majority or staple.
+    Returns: 0, or 1 where a case has no consensus.
+    Raises: ConfigError where there are fewer than two readers, or they share no case.
+    """
+    if consensus is not None and consensus not in METHODS:
+        raise ConfigError(f"--consensus {consensus} is no method; give {' or '.join(METHODS)}.")
+    pairs = pair_readers(folders)
+    scheme = load_label_scheme(labels) if labels else scheme_from_references([pair for found in pairs.values() for pair in found])
+    settings = EvaluateConfig()  # type: ignore[call-arg]
+    of_readers = scheme_of_readers(scheme)
+    evaluations = {(a, b): evaluate_cases(found, of_readers, settings, title=f"{a} and {b}") for (a, b), found in pairs.items()}
+    bands = reader_bands(evaluations, settings, 0)
+    record = StageRecord(output, {name: str(folder) for name, folder in folders.items()} | {"consensus": consensus})
+    write_table(output / "readers.csv", bands)
+    say(_bands_text(bands))
+    failed = 0
+    if consensus is not None:
+        rows = _write_consensus(pairs, scheme, "staple" if consensus == "staple" else "majority", ties, output)
+        write_table(output / "consensus.csv", pd.DataFrame(rows))
+        failed = sum(row["status"] != "ok" for row in rows)
+        say(f"readers: {len(rows) - failed} of {len(rows)} cases have a consensus; see {output / 'consensus.csv'}")
+    record.write("readers", 0, {"readers": len(folders), "failed": failed})
+    say(f"readers: {output / 'readers.csv'}")
+    return int(bool(failed))
+
+
+def parse_readers(stated: Sequence[str]) -> dict[str, Path]:
+    """`anna=DIR`, as the command's arguments give it, to reader -> folder.
+
+    Raises: ConfigError where one is not NAME=DIR, or a name stands twice.
+    """
+    found: dict[str, Path] = {}
+    for text in stated:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder) or name in found:
+            raise ConfigError(f"{text} is not NAME=DIR, each reader once, such as anna=masks/anna; correct it.")
+        found[name] = Path(folder)
+    return found
+
+
+def _bands_text(bands: pd.DataFrame) -> str:
+    rows = [
+        [
+            *(row["structure"], row["metric"], interval_text(row["mean"], row["ci_low"], row["ci_high"])),
+            *(f"{row['lowest']:.3f} to {row['highest']:.3f}", f"{row['n_pairs']}", f"{row['n']}"),
+        ]
+        for row in bands.to_dict("records")
+    ]
+    headers = ["structure", "metric", "mean [interval]", "pairs from to", "pairs", "n"]
+    return text_table("agreement between readers, convention worst", headers, rows)
+
+
+def _write_consensus(
+    pairs: Mapping[Readers, Sequence[Pair]], scheme: LabelScheme, method: Method, ties: Ties, output: Path
+) -> list[dict[str, Any]]:
+    """The consensus of each case that at least two have read. Returns: the rows of consensus.csv."""
+    masks: dict[str, dict[str, Path]] = {}
+    for (reader, _), found in pairs.items():
+        for pair in found:
+            if pair.reference is not None:
+                masks.setdefault(pair.case_id, {})[reader] = pair.reference
+    return [_consensus_row(case_id, of_case, scheme, method, ties, output) for case_id, of_case in sorted(masks.items())]
+
+
+def _consensus_row(
+    case_id: str, masks: Mapping[str, Path], scheme: LabelScheme, method: Method, ties: Ties, output: Path
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"case_id": case_id, "readers": ";".join(masks), "method": method}
+    first = next(iter(masks.values()))
+    try:
+        maps = {str(path): read_labels(path) for path in masks.values()}
+        labels, found = consensus_of_maps(maps, scheme, method, ties)
+        name = label_name(case_id, first)
+        write_labels(output / "consensus" / name, labels, first)
+    except CaseError as error:
+        return row | {"status": "failed", "reason": str(error)}
+    sensitivity = {
+        f"sensitivity_{structure}_{reader}": found.sensitivity[place, column]
+        for column, structure in enumerate(s.name for s in scheme.structures)
+        for place, reader in enumerate(masks)
+        if method == "staple"
+    }
+    return row | {"status": "ok", "reason": "", "output": name, "n_ties": found.n_ties} | sensitivity
