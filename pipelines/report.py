@@ -21,6 +21,7 @@ READ = (
     "check/report.csv",
     "prepare/plan.json",
     "evaluate/comparison*.csv",
+    "evaluate/ranking.csv",
     "evaluate/*/*.csv",
     "predict/*/predictions.csv",
     "train/*/log.csv",

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from medseg.drawing.contours import DARK, draw_outlines, draw_picture, window
+from medseg.drawing.contours import DARK, draw_outlines, draw_picture
 from medseg.drawing.style import save_png, styled
+from medseg.drawing.windows import window
 
 Array = npt.NDArray[Any]
 

@@ -1,156 +1,66 @@
-"""Structures outlined on slices: image, reference and prediction side by side, the right way round."""
+"""Structures outlined on slices: the image, and on it the reference (solid) and the prediction (dashed), the right way round."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import AbstractPathEffect, withStroke
-from scipy import ndimage
 
-from medseg.core.grid import Grid
-from medseg.core.labels import IGNORE
-from medseg.core.resample import resample
-from medseg.core.volume import Volume
+from medseg.drawing.scene import Scene, View, inside_structures, pick_planes
 from medseg.drawing.style import structure_colour, styled
 
 Array = npt.NDArray[Any]
 Plane = Literal["axial", "coronal", "sagittal"]
-Percentiles = tuple[float, float]
 
 DARK = "#0c0e10"
-FIGURE_INCHES, TALLEST_INCHES = 7.2, 8.0
-CONTEXT = 0.75  # of the structures' size, kept on each side of them in a volume
-LEAST_CONTEXT_VOXELS = 12
+FIGURE_INCHES, TALLEST_INCHES = 7.2, 6.4
+GAP_INCHES = 0.05
+KEY_INCHES = (1.02, 0.38)
+ROWS_WHERE_FULLER = 1.25  # planes stand below one another where that fills the paper so much better than side by side
+DASHES = (0, (2.6, 1.9))
 LETTER: dict[str, Any] = {"color": "#ffd24a", "fontfamily": "DejaVu Sans Mono", "fontweight": "bold"}  # its I has serifs
 OUTLINE: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="black", alpha=0.75)]
 
 
-@dataclass(frozen=True)
-class View:
-    """How one plane of a canonical (R, A, S) or stored array is laid on paper.
-
-    Args:
-        axis: the array axis that the plane is perpendicular to.
-        across, down: the array axes that run to the right and down the page, and whether each runs backwards.
-        letters: what lies at the left, right, top and bottom; empty where the orientation is unknown.
-    """
-
-    name: str
-    axis: int
-    across: int
-    down: int
-    backwards: bool
-    letters: str = ""
-
-    def slice(self, array: Array, index: int) -> Array:
-        """Plane `index` of (X, Y, Z, ...) as (rows, columns, ...), row 0 at the top."""
-        plane = np.take(array, index, self.axis)
-        plane = np.swapaxes(plane, 0, 1)  # the axis across is always the earlier one
-        return plane[::-1, ::-1] if self.backwards else plane
-
-
-# As radiologists read: the patient's right on the left of the page; front, or top, up; sagittal planes face left.
-ANATOMICAL: dict[str, View] = {
-    "axial": View("Axial", 2, 0, 1, True, "RLAP"),
-    "coronal": View("Coronal", 1, 0, 2, True, "RLSI"),
-    "sagittal": View("Sagittal", 0, 1, 2, True, "APSI"),
-}
-STACK: dict[str, View] = {
-    "axial": View("XY", 2, 0, 1, False),
-    "coronal": View("XZ", 1, 0, 2, False),
-    "sagittal": View("YZ", 0, 1, 2, False),
-}
-FLAT = View("", 2, 0, 1, False)
-
-
-def window(image: Array, percentiles: Percentiles = (1, 99)) -> npt.NDArray[np.float32]:
-    """Intensities stretched between two percentiles to [0, 1]; the channels of a colour picture together."""
-    finite = image[np.isfinite(image)]
-    if not finite.size:
-        return np.zeros(image.shape, np.float32)
-    low, high = np.percentile(finite, percentiles)
-    if high <= low:
-        low, high = float(finite.min()), float(finite.max())
-    scaled = (np.nan_to_num(image.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
-    return np.clip(scaled, 0, 1).astype(np.float32)
-
-
-def pick_planes(mask: Array) -> tuple[int, int, int]:
-    """The plane along each axis to look at a structure in: through its centre of mass.
-
-    Where the centre of mass lies off the structure (a left and a right kidney, say), the plane that shows most of it.
-
-    Args:
-        mask: (X, Y, Z) bool; an empty one gives the middle of the volume.
-    """
-    if not mask.any():
-        x, y, z = (n // 2 for n in mask.shape)
-        return x, y, z
-    centre = ndimage.center_of_mass(mask)
-    chosen = []
-    for axis in range(3):
-        areas = mask.sum(tuple(a for a in range(3) if a != axis))
-        index = round(float(centre[axis]))
-        chosen.append(index if areas[index] >= 0.25 * areas.max() else int(areas.argmax()))
-    return chosen[0], chosen[1], chosen[2]
-
-
 def draw_case(
-    image: Volume,
-    reference: Array | None,
-    prediction: Array | None,
-    planes: Sequence[Plane] = ("axial", "coronal", "sagittal"),
-    channel: int | None = None,
-    percentiles: Percentiles = (1, 99),
-    missing: str = "",
+    scene: Scene, planes: Sequence[Plane] = ("axial", "coronal", "sagittal"), focus: Collection[int] = (), missing: str = ""
 ) -> Figure:
-    """One case as image | reference | prediction: a 2D image whole, a volume in planes through its structures.
+    """One case as the image and the image with its contours: a 2D image whole, a volume in planes through a structure.
 
-    A volume with a physical size is turned to right, anterior, superior (no interpolation), shown in its true proportions
-    and cropped to the structures with some context; other pictures are shown as stored.
+    A volume is shown in its true proportions and cropped to the structure with some context.
 
     Args:
-        image: the scan; one channel is shown, or all three of a colour picture.
-        reference, prediction: (X, Y, Z) class indices on the scan's grid, 255 ignored; None where there is none.
-        channel: which channel to show; by default the first, or colour where a 2D picture has three.
+        focus: the classes to look at, by default all.
         missing: why there is no prediction, written in its place.
     Returns: a figure without background that can stand on a light or a dark page.
     """
-    views = [FLAT] if image.grid.planar else [(ANATOMICAL if image.grid.physical else STACK)[p] for p in planes]
-    picture, maps, grid = _turned(image, [reference, prediction], channel, percentiles)
-    picture, maps = _cropped(picture, maps, grid)
-    structures = [m for m in maps if m is not None]
-    shown = next((m for m in structures if _inside(m).any()), None)
-    indices = pick_planes(np.zeros(picture.shape[:3], bool) if shown is None else _inside(shown))
-    spacing = grid.spacing
+    scene = scene.cropped(scene.inside(focus))
+    indices = pick_planes(scene.inside(focus))
+    views = [scene.views[p] for p in planes if p in scene.views] or list(scene.views.values())
+    spacing = scene.grid.spacing
+    sizes = [(scene.grid.shape[v.across] * spacing[v.across], scene.grid.shape[v.down] * spacing[v.down]) for v in views]
     with styled():
-        widest = max(picture.shape[v.across] * spacing[v.across] for v in views)
-        heights = [picture.shape[v.down] * spacing[v.down] / widest for v in views]
-        figure, panels = _panels(heights)
-        for view, row in zip(views, panels, strict=True):
-            steps = (spacing[view.down], spacing[view.across])
-            for column, (axes, title) in enumerate(zip(row, ("Image", "Reference", "Prediction"), strict=True)):
-                draw_picture(axes, view.slice(picture, indices[view.axis]), steps)
-                classes = maps[column - 1] if column else None
+        figure, panels, length = _panels(sizes)
+        for view, size, (plain, outlined) in zip(views, sizes, panels, strict=True):
+            index, steps = indices[view.axis], (spacing[view.down], spacing[view.across])
+            for axes in (plain, outlined):
+                draw_picture(axes, scene.shown(view, index), steps)
+            for classes, dashed in ((scene.reference, False), (scene.prediction, True)):
                 if classes is not None:
-                    draw_outlines(axes, view.slice(classes, indices[view.axis]), steps)
-                elif column:
-                    _fade(axes)
-                    if view is views[0]:
-                        _write_absence(axes, f"No {title.lower()}", missing if column == 2 else "")
-                if view is views[0]:
-                    _write(axes, 0.03, 0.97, title, va="top", fontweight="bold")
-                _widen(axes, widest)
-            _annotate(row[0], view, grid.unit, widest)
+                    draw_outlines(outlined, view.slice(classes, index), steps, dashed)
+            for axes in (plain, outlined):
+                _centre(axes, size)
+            _annotate(plain, view)
+        _draw_scale(panels[0][0], length, scene.grid.unit)
+        _draw_key(panels[0][1], scene, missing)
     return figure
 
 
@@ -171,70 +81,60 @@ def draw_picture(axes: Axes, picture: Array, steps: tuple[float, float]) -> None
     axes.set_axis_off()
 
 
-def draw_outlines(axes: Axes, classes: Array, steps: tuple[float, float]) -> None:
-    """The outline and a faint filling of every structure of (rows, columns) class indices, in the structure's colour."""
+def draw_outlines(axes: Axes, classes: Array, steps: tuple[float, float], dashed: bool = False) -> None:
+    """The outline of every structure of (rows, columns) class indices in the structure's colour.
+
+    Args:
+        dashed: in dashes of a lighter shade, without the faint filling that a solid outline has.
+    """
     # A border of background closes the outline of a structure that runs into the picture's edge.
     padded = np.pad(classes, 1)
     y, x = ((np.arange(n) - 0.5) * step for n, step in zip(padded.shape, steps, strict=True))
     limits = axes.get_xlim(), axes.get_ylim()
-    for value in np.unique(_inside(classes) * classes):
+    for value in np.unique(inside_structures(classes) * classes):
         if value == 0:
             continue
         mask = (padded == value).astype(float)
         colour = structure_colour(int(value) - 1)
-        axes.contourf(x, y, mask, levels=[0.5, 1.5], colors=[colour], alpha=0.18)
-        line = axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=1.25)
+        if not dashed:
+            axes.contourf(x, y, mask, levels=[0.5, 1.5], colors=[colour], alpha=0.14)
+        style: dict[str, Any] = {"colors": [lighter(colour)], "linestyles": [DASHES]} if dashed else {"colors": [colour]}
+        line = axes.contour(x, y, mask, levels=[0.5], linewidths=1.25, **style)
         line.set_path_effects(OUTLINE)
     axes.set_xlim(limits[0])
     axes.set_ylim(limits[1])
 
 
-def _inside(classes: Array) -> npt.NDArray[np.bool_]:
-    return (classes > 0) & (classes != IGNORE)
+def lighter(colour: str) -> str:
+    """The shade in which a prediction is dashed, told from the reference by its brightness, whatever colours one sees."""
+    red, green, blue = (0.35 * c + 0.65 for c in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
-def _turned(
-    image: Volume, maps: list[Array | None], channel: int | None, percentiles: Percentiles
-) -> tuple[Array, list[Array | None], Grid]:
-    """The windowed picture (X, Y, Z) or (X, Y, Z, 3), and the class maps, on the grid that they are shown on."""
-    grid = image.grid
-    shown = grid.canonical() if grid.physical and not grid.planar else grid
-    colour = channel is None and image.array.shape[0] == 3 and grid.planar
-    channels = image.array if colour else image.array[[channel or 0]]
-    turned = np.moveaxis(window(resample(channels, grid, shown, 0), percentiles), 0, -1)
-    return turned if colour else turned[..., 0], [None if m is None else resample(m, grid, shown, 0) for m in maps], shown
+def _panels(sizes: list[tuple[float, float]]) -> tuple[Figure, list[tuple[Axes, Axes]], float]:
+    """A figure with two panels for each (width, height), the plain image and the outlined one, all to one scale.
 
+    The planes stand side by side over their outlined twins; long flat ones below one another, for they would leave the paper
+    empty. Returns the length that a scale bar may have, too.
+    """
+    widths, heights = zip(*sizes, strict=True)
+    in_rows = len(sizes) == 1 or sum(widths) * max(heights) > ROWS_WHERE_FULLER * sum(heights) * max(widths)
+    columns, rows = ([max(widths)] * 2, list(heights)) if in_rows else (list(widths), [max(heights)] * 2)
+    scale = (FIGURE_INCHES - GAP_INCHES * (len(columns) - 1)) / sum(columns)
+    scale = min(scale, (TALLEST_INCHES - GAP_INCHES * (len(rows) - 1)) / sum(rows))
+    wide = scale * sum(columns) + GAP_INCHES * (len(columns) - 1)
+    tall = scale * sum(rows) + GAP_INCHES * (len(rows) - 1)
+    figure = Figure(figsize=(wide, tall), facecolor="none")
 
-def _cropped(picture: Array, maps: list[Array | None], grid: Grid) -> tuple[Array, list[Array | None]]:
-    masks = [_inside(m) for m in maps if m is not None]
-    together = np.logical_or.reduce(masks) if masks else np.zeros(())
-    if grid.planar or not together.any():
-        return picture, maps
-    window_ = []
-    for axis in range(3):
-        filled = np.flatnonzero(together.any(tuple(a for a in range(3) if a != axis)))
-        first, last = int(filled[0]), int(filled[-1]) + 1
-        context = max(LEAST_CONTEXT_VOXELS, round(CONTEXT * (last - first)))
-        window_.append(slice(max(0, first - context), last + context))
-    box = tuple(window_)
-    return picture[box], [None if m is None else m[box] for m in maps]
+    def panel(row: int, column: int) -> Axes:
+        left = scale * sum(columns[:column]) + GAP_INCHES * column
+        top = scale * sum(rows[:row]) + GAP_INCHES * row
+        width, height = scale * columns[column], scale * rows[row]
+        return _black(figure.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall)))
 
-
-def _panels(heights: list[float]) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of three columns whose rows have these heights (of a column's width), with hair lines between."""
-    gap = 0.012
-    column = (1 - 2 * gap) / 3
-    width = FIGURE_INCHES
-    tall = width * (column * sum(heights) + gap * (len(heights) - 1))
-    if tall > TALLEST_INCHES:
-        width, tall = width * TALLEST_INCHES / tall, TALLEST_INCHES
-    figure = Figure(figsize=(width, tall), facecolor="none")
-    tops = np.cumsum([0.0, *(column * h + gap for h in heights)]) * width / tall
-    rows = []
-    for top, below in pairwise(tops):
-        height = below - top - gap * width / tall
-        rows.append([_black(figure.add_axes((c * (column + gap), 1 - top - height, column, height))) for c in range(3)])
-    return figure, rows
+    places = range(len(sizes))
+    panels = [(panel(i, 0), panel(i, 1)) if in_rows else (panel(0, i), panel(1, i)) for i in places]
+    return figure, panels, _round_length(columns[0] / 4)
 
 
 def _black(axes: Axes) -> Axes:
@@ -243,23 +143,49 @@ def _black(axes: Axes) -> Axes:
     return axes
 
 
-def _widen(axes: Axes, widest: float) -> None:
-    """Every panel spans the same length, so that all planes have one scale; the rest of a panel is black."""
-    left, right = axes.get_xlim()
-    spare = (widest - (right - left)) / 2
-    axes.set_xlim(left - spare, right + spare)
+def _centre(axes: Axes, size: tuple[float, float]) -> None:
+    """The picture in the middle of its panel, one unit as long across as down; the rest of the panel is black."""
+    box = axes.bbox  # of the panel, not as the picture would shrink it
+    width, height = size
+    panel = box.width / box.height
+    shown = (max(width, height * panel), max(height, width / panel))
+    axes.set_xlim((width - shown[0]) / 2, (width + shown[0]) / 2)
+    axes.set_ylim((height + shown[1]) / 2, (height - shown[1]) / 2)
 
 
-def _annotate(axes: Axes, view: View, unit: str, widest: float) -> None:
-    """The plane's name, the letters of its directions and a scale bar."""
+def _annotate(axes: Axes, view: View) -> None:
+    """The plane's name and the letters of its directions."""
     for letter, (x, y) in zip(view.letters, ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03)), strict=False):
         _write(axes, x, y, letter, ha=_side(x, "left", "right"), va=_side(y, "bottom", "top"), **LETTER)
-    _write(axes, 0.03, 0.03, view.name, va="bottom")
-    length = _round_length(widest / 4)
-    share = length / widest
+    _write(axes, 0.03, 0.97, view.name, va="top", fontweight="bold")
+
+
+def _draw_scale(axes: Axes, length: float, unit: str) -> None:
+    left, right = axes.get_xlim()
+    share = length / (right - left)
     for width, colour in ((3.4, "black"), (1.6, "white")):
-        axes.plot([0.97 - share, 0.97], [0.045, 0.045], color=colour, linewidth=width, transform=axes.transAxes)
-    _write(axes, 0.97 - share / 2, 0.06, f"{length:g} {unit}", ha="center", va="bottom", fontsize=7)
+        axes.plot([0.97 - share, 0.97], [0.035, 0.035], color=colour, linewidth=width, transform=axes.transAxes)
+    _write(axes, 0.97, 0.05, f"{length:g} {unit}", ha="right", va="bottom", fontsize=7)
+
+
+def _draw_key(axes: Axes, scene: Scene, missing: str) -> None:
+    """Which line is which, and what is not there."""
+    lines: list[tuple[str, Any, Any]] = [("Reference", scene.reference, "-"), ("Prediction", scene.prediction, DASHES)]
+    wide, tall = axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
+    key = Rectangle(
+        (0, 1), KEY_INCHES[0] / wide, -KEY_INCHES[1] / tall, transform=axes.transAxes, color=DARK, alpha=0.6, lw=0, zorder=9
+    )
+    axes.add_patch(key)
+    for row, (name, classes, dashes) in enumerate(lines):
+        x, y = 0.07 / wide, 1 - (0.11 + 0.16 * row) / tall
+        if classes is not None:
+            ends = [x, x + 0.28 / wide]
+            axes.plot(ends, [y, y], color="white", linewidth=1.4, linestyle=dashes, transform=axes.transAxes, zorder=10)
+            x += 0.36 / wide
+        _write(axes, x, y, name if classes is not None else f"No {name.lower()}", va="center", fontsize=7.5)
+    if scene.prediction is None and missing:
+        _fade(axes)
+        _write(axes, 0.5, 0.45, "\n".join(_lines(missing)), ha="center", va="center", linespacing=1.4)
 
 
 def _side(at: float, low: str, high: str) -> str:
@@ -278,12 +204,7 @@ def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
 
 
 def _fade(axes: Axes) -> None:
-    axes.images[0].set_alpha(0.25)
-
-
-def _write_absence(axes: Axes, what: str, reason: str) -> None:
-    text = "\n".join([what, *_lines(reason)])
-    _write(axes, 0.5, 0.5, text, ha="center", va="center", linespacing=1.4)
+    axes.images[0].set_alpha(0.45)
 
 
 def _lines(text: str, width: int = 30, most: int = 5) -> Iterator[str]:

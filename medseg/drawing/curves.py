@@ -35,7 +35,7 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     Args:
         logs: title -> training log, as `draw_training_curves` takes it.
     """
-    columns = min(MODELS_PER_ROW, max(1, len(logs)))
+    columns = 2 if len(logs) == 4 else min(MODELS_PER_ROW, max(1, len(logs)))
     rows = -(-len(logs) // columns)
     with styled():
         figure = Figure(figsize=(7.6 if columns > 1 else 4.6, 4.4 * rows), layout="constrained")

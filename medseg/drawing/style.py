@@ -1,4 +1,4 @@
-"""One look for every figure: colours, type, and the two ways out (PNG for papers, themed SVG for the report)."""
+"""One look for every figure: colours, type, and the ways out (PNG and SVG files for papers, themed SVG for the report)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
 # each other for normal, protan, deutan and tritan sight.
 STRUCTURE_COLOURS = ("#169fc2", "#f6267b", "#ab9104", "#5a59ce", "#19806f", "#79682b")
 
-DPI = 150
+DPI, PRINT_DPI = 150, 300
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
@@ -76,11 +76,19 @@ def quiet(axes: Axes, grid: str = "y") -> Axes:
     return axes
 
 
-def save_png(figure: Figure, path: Path, transparent: bool = False) -> Path:
-    """Write `figure` at 150 dpi, whole or not at all."""
+def save_png(figure: Figure, path: Path, transparent: bool = False, dpi: int = DPI) -> Path:
+    """Write `figure` as a PNG, whole or not at all."""
     path = Path(path)
     with styled(), atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, transparent=transparent, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=dpi, transparent=transparent, metadata={"Software": None})
+    return path
+
+
+def save_svg(figure: Figure, path: Path) -> Path:
+    """Write `figure` as an SVG that stands by itself, its text as text and its pictures at 300 dpi; whole or not at all."""
+    path = Path(path)
+    with styled(), atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg", dpi=PRINT_DPI, metadata={"Date": None, "Creator": None})
     return path
 
 

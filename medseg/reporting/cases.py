@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from medseg.drawing.flow import Box, Column
+from medseg.reporting.anchors import case_anchor, row_anchor
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.words import NONE, STATUS, MetricText, describe, metric_columns
 
 # A prediction that failed for one of these says nothing against the scan; any other reason is the scan's.
-FAULTS_OF_THE_RUN = ("unexpected ", "out of memory", "its worker process was killed")
+FAULTS_OF_THE_RUN = {
+    "unexpected ": "failed while segmented",
+    "out of memory": "out of memory",
+    "its worker process was killed": "process was killed",
+}
+NO_MASK = "no mask"
+PURPOSE = {"train": "used for training", "val": "used for validation", "test": "kept for testing"}
 UNUSABLE = ("prediction_missing", "unreadable", "grid_mismatch")
 
 
@@ -29,8 +38,43 @@ class FlowRow:
     lost: bool
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far the cases of one model came: each set lies in the one before it. `left`: case_id -> why it went no further."""
+
+    given: frozenset[str]
+    readable: frozenset[str]
+    segmented: frozenset[str]
+    evaluated: frozenset[str]
+    left: dict[str, str]
+
+
+def progress(model: ModelResults, given: set[str], bad: set[str]) -> Progress:
+    """Where each of the given cases of a model stopped.
+
+    Args:
+        bad: cases that `medseg check` found faulty.
+    """
+    statuses = {str(c): str(s) for c, s in model.per_case.groupby("case_id")["status"].first().items() if c in given}
+    usable = {c for c, status in statuses.items() if status not in UNUSABLE}
+    unread = dict.fromkeys(bad, "found faulty by the check") | dict.fromkeys(unread_references(model), "reference cannot be read")
+    lost = {c: NO_MASK for c, status in statuses.items() if status == "prediction_missing"}
+    if model.predictions is not None:
+        done = set(model.predictions.loc[model.predictions["status"] != "failed", "case_id"])
+        lost = dict.fromkeys(given - done, NO_MASK)
+        for row in model.predictions[model.predictions["status"] == "failed"].to_dict("records"):
+            fault = next((words for start, words in FAULTS_OF_THE_RUN.items() if str(row["reason"]).startswith(start)), "")
+            (lost if fault else unread)[row["case_id"]] = fault or "scan cannot be read"
+    # What was measured was read, whatever was said of it before.
+    left = {c: reason for c, reason in (lost | unread).items() if c in given - usable}
+    readable = given - (unread.keys() & left.keys())
+    segmented = readable - left.keys()
+    left |= {c: STATUS.get(statuses.get(c, ""), "not evaluated") for c in segmented - usable}
+    return Progress(frozenset(given), frozenset(readable), frozenset(segmented), frozenset(segmented & usable), left)
+
+
 def flow_rows(data: ReportData) -> list[FlowRow]:
-    """Cases given, readable, segmented and evaluated, for each split and model."""
+    """Cases given, readable, segmented and evaluated, for each split and model; each number counts some of the one before."""
     splits = {case.case_id: case.split for case in data.cases}
     bad = set(check_failures(data.checks))
     rows = []
@@ -46,22 +90,54 @@ def flow_rows(data: ReportData) -> list[FlowRow]:
 
 
 def _flow_row(model: ModelResults, split: str, splits: dict[str, Any], bad: set[str]) -> FlowRow:
-    table = model.per_case[[splits.get(c, "") == split for c in model.per_case["case_id"]]]
-    measured = set(table["case_id"])
-    given = {c for c, s in splits.items() if s == split} if split else measured
-    statuses = table.groupby("case_id")["status"].first()
-    usable = {c for c, status in statuses.items() if status not in UNUSABLE}
-    unread = bad | unread_references(model)
-    if model.predictions is None:
-        segmented = {c for c, status in statuses.items() if status != "prediction_missing"}
-    else:
-        failed = model.predictions["status"] == "failed"
-        segmented = set(model.predictions.loc[~failed, "case_id"]) & given
-        ours = model.predictions["reason"].astype(str).str.startswith(FAULTS_OF_THE_RUN)
-        unread |= set(model.predictions.loc[failed & ~ours, "case_id"])
-    counts = [len(given), len(given - unread), len(segmented), len(usable)]
-    n_given, n_readable, n_segmented, n_usable = map(str, counts)
-    return FlowRow(split, model.name, n_given, n_readable, n_segmented, n_usable, len(set(counts)) > 1)
+    came = progress(model, _given(model, split, splits), bad)
+    counts = [len(came.given), len(came.readable), len(came.segmented), len(came.evaluated)]
+    n_given, n_readable, n_segmented, n_evaluated = map(str, counts)
+    return FlowRow(split, model.name, n_given, n_readable, n_segmented, n_evaluated, len(set(counts)) > 1)
+
+
+def _given(model: ModelResults, split: str, splits: dict[str, Any]) -> set[str]:
+    measured = {str(c) for c in model.per_case["case_id"] if splits.get(c, "") == split}
+    return {c for c, s in splits.items() if s == split} if split else measured
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The way of the cases as a chart: what all models share, and a branch for each model or models that fared alike."""
+
+    trunk: tuple[Box, ...]
+    columns: tuple[Column, ...]
+
+
+def case_flow(data: ReportData) -> Flow:
+    """The cases of all evaluated splits together, as they come in `flow_rows`, with the reasons why some were left out."""
+    splits = {case.case_id: case.split for case in data.cases}
+    bad = set(check_failures(data.checks))
+    used = {splits.get(c, "") for m in data.models for c in m.per_case["case_id"]}
+    fates: dict[tuple[Box, ...], list[str]] = {}
+    given: set[str] = set()
+    for model in data.models:
+        own = {case_id for split in used for case_id in _given(model, split, splits)}
+        given |= own
+        fates.setdefault(_boxes(progress(model, own, bad)), []).append(model.name)
+    purpose = PURPOSE | ({"train": "used for cross-validation"} if data.facts.design else {})
+    elsewhere = Counter(purpose.get(split, "no split named") for split in splits.values() if split not in used)
+    trunk = [Box("Cases given", len(given), _counted(elsewhere))]
+    if elsewhere:
+        trunk.insert(0, Box("Cases in the manifest", len(splits)))
+        trunk[1] = Box("Test cases given" if used == {"test"} else "Cases given", len(given), _counted(elsewhere))
+    alone = len(data.models) == 1 or len(fates) == 1
+    return Flow(tuple(trunk), tuple(Column("" if alone else ", ".join(names), boxes) for boxes, names in fates.items()))
+
+
+def _boxes(came: Progress) -> tuple[Box, ...]:
+    steps = [("Readable", came.given, came.readable), ("Segmented", came.readable, came.segmented)]
+    steps += [("Evaluated", came.segmented, came.evaluated)]
+    return tuple(Box(text, len(now), _counted(Counter(came.left[c] for c in before - now))) for text, before, now in steps)
+
+
+def _counted(reasons: Counter[str]) -> tuple[str, ...]:
+    return tuple(f"{n} {reason}" for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
 def unread_references(model: ModelResults) -> set[str]:
@@ -149,26 +225,32 @@ class Cell:
 
 @dataclass(frozen=True)
 class CaseTable:
-    """Headers and rows; `numeric` says which columns are numbers."""
+    """Headers and rows; `numeric` says which columns are numbers.
+
+    Args:
+        anchors: of each row, its own id and the id of the picture of its case, if there is one.
+    """
 
     headers: list[str]
     rows: list[list[Cell]]
     numeric: list[bool]
+    anchors: list[tuple[str, str]]
 
 
-def per_case_table(data: ReportData) -> CaseTable:
-    """Every row of every model's per_case.csv."""
-    named = any((m.per_case.get("patient_id", pd.Series(dtype=str)).fillna("") != "").any() for m in data.models)
+def per_case_table(data: ReportData, patients: bool = False) -> CaseTable:
+    """Every row of every model's per_case.csv. `patients`: with the patients' identifiers, where there are any."""
+    named = patients and any((m.per_case.get("patient_id", pd.Series(dtype=str)).fillna("") != "").any() for m in data.models)
     texts = [describe(c) for c in dict.fromkeys(c for m in data.models for c in metric_columns(m.per_case))]
     names = ["Case", *(["Patient"] if named else []), "Model", "Structure"]
-    rows = []
+    rows, anchors = [], []
     for model in data.models:
         for row in model.per_case.to_dict("records"):
+            anchors.append((row_anchor(model.name, row["case_id"], row["structure"]), case_anchor(model.name, row["case_id"])))
             own = [row["case_id"], *([row.get("patient_id") or ""] if named else []), model.name, row["structure"]]
             figures = [_number_cell(text, row.get(text.column)) for text in texts]
             rows.append([*(Cell(str(c)) for c in own), *figures, Cell(STATUS.get(row["status"], str(row["status"])))])
     numeric = [False] * len(names) + [True] * len(texts) + [False]
-    return CaseTable([*names, *(t.label for t in texts), "Status"], rows, numeric)
+    return CaseTable([*names, *(t.label for t in texts), "Status"], rows, numeric, anchors)
 
 
 def _number_cell(text: MetricText, value: Any) -> Cell:

@@ -36,6 +36,10 @@ TEXT = {
     "problem",
     "what_to_do",
     "model_sha256",
+    "model",
+    "statistic",
+    "covariate",
+    "group",
 }
 _INTERVAL = ("n", "n_undefined", "ci_low", "ci_high")
 # Table -> the stage that writes it, and the columns without which there is no report.
@@ -50,6 +54,9 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
             *("n_missing", "wins", "ties", "losses", "p_holm"),
         ),
     ),
+    "agreement.csv": ("evaluate", ("structure", "statistic", "unit", "value", "ci_low", "ci_high", "n", "n_undefined")),
+    "subgroups.csv": ("evaluate", ("covariate", "group", "structure", "metric", "convention", *_INTERVAL, "mean")),
+    "ranking.csv": ("evaluate", ("structure", "metric", "model", "n", "mean", "rank", "rank_low", "rank_high")),
     "predictions.csv": ("predict", ("case_id", "output", "status", "reason")),
     "log.csv": ("train", ()),
     "report.csv": ("check", ("case_id", "severity", "problem", "what_to_do")),
@@ -85,15 +92,19 @@ class ModelResults:
     Args:
         per_case, summary: as the evaluation wrote them.
         cases: cases.csv, what became of each case and why; None where the evaluation gives none.
+        agreement, subgroups: None where the evaluation gives none.
         predictions, log: None where there are none (masks made by another tool).
         fold_logs: of a cross-validation, the log of each fold.
-        settings: architecture and options, and `schedules`, one a log: whatever the run's files say.
+        settings: architecture and options, `schedules`, one a log, and `records`, the stage.json of each training: whatever the
+            run's files say.
     """
 
     name: str
     per_case: pd.DataFrame
     summary: pd.DataFrame
     cases: pd.DataFrame | None = None
+    agreement: pd.DataFrame | None = None
+    subgroups: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
     predictions_folder: Path | None = None
     log: pd.DataFrame | None = None
@@ -128,6 +139,7 @@ class ReportData:
     labels: LabelScheme | None = None
     checks: pd.DataFrame | None = None
     comparison_summary: pd.DataFrame | None = None
+    ranking: pd.DataFrame | None = None
     absent: tuple[str, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
     records: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -204,6 +216,7 @@ def collect_run(
         labels=labels,
         checks=_optional(folder / "check" / "report.csv"),
         comparison_summary=_optional(folder / "evaluate" / "comparison_summary.csv"),
+        ranking=_optional(folder / "evaluate" / "ranking.csv"),
         absent=tuple(m for m in models if m not in evaluated),
         plan=plan,
         records={key: record for key, record in records.items() if record},
@@ -235,6 +248,7 @@ def collect_folders(folders: Sequence[Path]) -> ReportData:
         records={key: record for key, record in records.items() if record},
         commands=(" ".join(["medseg report", *(str(f) for f in folders)]),),
         comparison_summary=_optional(folders[0] / "evaluate" / "comparison_summary.csv") if len(folders) == 1 else None,
+        ranking=_optional(folders[0] / "evaluate" / "ranking.csv") if len(folders) == 1 else None,
     )
 
 
@@ -275,9 +289,8 @@ def _origin(evaluation: Path) -> str:
 
 
 def _read_evaluation(name: str, place: Path) -> ModelResults:
-    return ModelResults(
-        name, read_table(place / "per_case.csv"), read_table(place / "summary.csv"), _optional(place / "cases.csv")
-    )
+    cases, agreement, subgroups = (_optional(place / f"{table}.csv") for table in ("cases", "agreement", "subgroups"))
+    return ModelResults(name, read_table(place / "per_case.csv"), read_table(place / "summary.csv"), cases, agreement, subgroups)
 
 
 def _read_model(folder: Path, model: str, plan: dict[str, Any], evaluation: dict[str, Any]) -> ModelResults:
@@ -298,7 +311,8 @@ def _read_model(folder: Path, model: str, plan: dict[str, Any], evaluation: dict
         log=_optional(place / "log.csv"),
         fold_logs=tuple(read_table(fold / "log.csv") for fold in folds),
         settings=dict(plan.get("models", {}).get(model, {}))
-        | {"schedules": [_json(training / "schedule.json") for training in folds or [place]]},
+        | {"schedules": [_json(training / "schedule.json") for training in folds or [place]]}
+        | {"records": [record for training in folds or [place] if (record := read_record(training))]},
     )
 
 

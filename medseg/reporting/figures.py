@@ -1,25 +1,28 @@
-"""The report's figures: each as a PNG in `figures/` and as something to stand in the page."""
+"""The report's figures: each as PNG at 300 dpi and as SVG in `figures/`, and as something to stand in the page."""
 
 from __future__ import annotations
 
-import base64
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from medseg.drawing.agreement import Agreement, agreement_figure
 from medseg.drawing.curves import training_figure
+from medseg.drawing.flow import flow_figure
 from medseg.drawing.strips import Scale, Strip, strip_figure
-from medseg.drawing.style import save_png, to_svg
-from medseg.reporting.collect import ReportData
-from medseg.reporting.gallery import Exhibit
+from medseg.drawing.style import PRINT_DPI, save_png, save_svg, to_svg
+from medseg.evaluation.agreement import Estimate, bland_altman, unit_means
+from medseg.reporting.cases import case_flow
+from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.words import describe, find_metric
 
 STRIP_METRICS = ("dice", "hd95")
+MOST_PANELS = 24  # of volume agreement: the structures beyond stand in the tables only
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class PlacedFigure:
 
     markup: Markup
     file: str
+
+
+def flow(data: ReportData, folder: Path) -> PlacedFigure:
+    """How far the cases came, as a CONSORT-style chart."""
+    chart = case_flow(data)
+    alt = "Flow of the cases: given, readable, segmented and evaluated, with those left out and why; the table has the figures."
+    return _place_plot(flow_figure(chart.trunk, chart.columns), folder, "flow", alt)
 
 
 def strips(data: ReportData, folder: Path) -> PlacedFigure | None:
@@ -48,6 +58,60 @@ def strips(data: ReportData, folder: Path) -> PlacedFigure | None:
     return _place_plot(strip_figure(rows, scales), folder, "cases", alt)
 
 
+def agreement(data: ReportData, folder: Path) -> PlacedFigure | None:
+    """Reference and predicted sizes after Bland and Altman, by structure and model; None where they were not measured.
+
+    As in the convention `worst`, what has no prediction counts as size 0.
+    """
+    columns = [find_metric(data, f"{which}_{size}") for size in ("volume", "area") for which in ("reference", "predicted")]
+    pairs = [(a, b) for a, b in (columns[:2], columns[2:]) if a and b]
+    if not pairs:
+        return None
+    panels = [
+        panel
+        for place, structure in enumerate(data.structures)
+        for model in data.models
+        if (panel := _agreement(data, model, structure, place, *pairs[0])) is not None
+    ]
+    if not panels:
+        return None
+    shown = panels[: MOST_PANELS - MOST_PANELS % len(data.models)]
+    alt = "Bland-Altman plots: the mean of reference and predicted size against their difference, for each structure and model."
+    return _place_plot(agreement_figure(shown, len(data.models)), folder, "agreement", alt)
+
+
+def _agreement(
+    data: ReportData, model: ModelResults, structure: str, place: int, reference: str, predicted: str
+) -> Agreement | None:
+    rows = model.per_case[(model.per_case["structure"] == structure) & (model.per_case["status"] != "unreadable")]
+    if reference not in rows or predicted not in rows:
+        return None
+    units = rows["patient_id"].where(rows["patient_id"] != "", rows["case_id"]) if "patient_id" in rows else rows["case_id"]
+    values = rows[[reference, predicted]].fillna({predicted: 0.0}).to_numpy(float)
+    means = unit_means(values, list(units.astype(str)))
+    first, second = means[np.isfinite(means).all(axis=1)].T
+    if not first.size:
+        return None
+    found = bland_altman(first, second, data.facts.confidence)
+    return Agreement(
+        title=f"{structure}, {model.name}" if len(data.models) > 1 else structure,
+        colour=place,
+        mean=(first + second) / 2,
+        difference=second - first,
+        bias=found.bias.value,
+        lower=found.lower.value,
+        upper=found.upper.value,
+        unit=describe(reference).unit,
+        bias_interval=_interval(found.bias),
+        lower_interval=_interval(found.lower),
+        upper_interval=_interval(found.upper),
+    )
+
+
+def _interval(estimate: Estimate) -> tuple[float, float] | None:
+    return (estimate.low, estimate.high) if np.isfinite(estimate.low) else None
+
+
 def curves(data: ReportData, folder: Path) -> PlacedFigure | None:
     """The training curves of every model that has a log."""
     logs = {title: log for model in data.models for title, log in model.logs.items() if len(log)}
@@ -57,29 +121,18 @@ def curves(data: ReportData, folder: Path) -> PlacedFigure | None:
     return _place_plot(training_figure(logs), folder, "training", alt)
 
 
-def place_exhibit(exhibit: Exhibit, folder: Path, number: int) -> PlacedFigure | None:
-    """A gallery picture as an embedded PNG; None where the case could not be drawn."""
-    if exhibit.figure is None:
-        return None
-    name = f"{_file_name(exhibit.model)}_{exhibit.pick.kind}_{number}.png"
-    path = save_png(exhibit.figure, folder / name, transparent=True)
-    width, height = exhibit.figure.get_size_inches()
-    alt = (
-        f"{exhibit.pick.kind.capitalize()} case {exhibit.pick.case_id} of {exhibit.model}: the image, the image with the "
-        f"reference outlined, and the image with the prediction outlined. {exhibit.reason}"
-    ).strip()
-    data = base64.b64encode(path.read_bytes()).decode()
-    markup = Markup('<img src="data:image/png;base64,{}" alt="{}" width="{}" height="{}">').format(
-        Markup(data), alt, round(width * 100), round(height * 100)
-    )
-    return PlacedFigure(markup, path.name)
+def save_print(figure: Figure, path: Path) -> Path:
+    """Write a figure for a paper: as PNG at 300 dpi to `path`, and as SVG beside it. Returns the PNG's path."""
+    save_png(figure, path, dpi=PRINT_DPI)
+    figure.set_layout_engine("none")  # it is laid out; doing so again would take as long
+    save_svg(figure, path.with_suffix(".svg"))
+    return path
 
 
 def _place_plot(figure: Figure, folder: Path, name: str, alt: str) -> PlacedFigure:
-    path = save_png(figure, folder / f"{name}.png")
-    figure.set_layout_engine("none")  # it is laid out; doing so again for the SVG would take as long
+    path = save_print(figure, folder / f"{name}.png")
     # matplotlib escapes what users named, so the SVG is trusted; the label is not from there and is escaped here.
-    label = Markup('<svg role="img" aria-label="{}" ').format(alt)
+    label = Markup('<svg role="img" aria-label="{}" width="{}" ').format(alt, round(96 * figure.get_size_inches()[0]))
     return PlacedFigure(Markup(to_svg(figure, name).replace("<svg ", label, 1)), path.name)
 
 
@@ -88,7 +141,3 @@ def _values(per_case: pd.DataFrame, structure: str, column: str) -> Any:
     if column not in rows:
         return pd.Series(dtype=float).to_numpy()
     return rows.loc[rows["status"] != "both_empty", column].to_numpy(float)
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)

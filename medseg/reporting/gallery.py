@@ -1,119 +1,159 @@
-"""The best, median and worst cases of each model, as pictures. The worst include cases that failed."""
+"""The cases of the gallery as pictures: planes through what each stands for, and its slices. Each case is read once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.figure import Figure
 
 from medseg.core.errors import CaseError
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
+from medseg.core.resample import resample
 from medseg.core.volume import Volume
 from medseg.drawing.contours import draw_case
+from medseg.drawing.scene import Scene, set_scene
+from medseg.drawing.slices import SliceStack, draw_slices
+from medseg.drawing.windows import LEAST_OF_CT, Limits, tissue_limits
 from medseg.io.formats import read_channels, read_labels
-from medseg.metrics.table import METRICS
-from medseg.reporting.cases import UNUSABLE, failures, unread_references
+from medseg.reporting.cases import failures
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.config import ReportConfig
+from medseg.reporting.picks import LACKING, Choice, Pick, pick_cases
 from medseg.reporting.words import find_metric
 
-Kind = Literal["best", "median", "worst"]
 Layout = Literal["flat", "stack", "anatomical"]
 Classes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Pick:
-    """A case to show, with its Dice of the mean over structures under the convention `worst`."""
-
-    kind: Kind
-    case_id: str
-    dice: float
+LEAST_PICTURES = 3  # of each model, however many models share the report's
 
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """A case as it is shown: a figure, or the reason why there is none. `layout`: what `draw_case` made of its grid."""
+    """A case as it is shown: its pictures, or the reason why there are none.
 
-    pick: Pick
+    Args:
+        picks: what it stands for.
+        slices: of a volume.
+        limits: the intensities shown as black and white where they are Hounsfield units, else None.
+        layout: how its grid is shown.
+    """
+
+    case_id: str
     model: str
-    figure: Figure | None
+    picks: list[Pick]
+    figure: Figure | None = None
+    slices: SliceStack | None = None
     reason: str = ""
+    limits: Limits | None = None
     layout: Layout = "flat"
 
 
-def case_scores(model: ModelResults) -> pd.Series[float]:
-    """Dice of each case, mean over structures, under the convention `worst`, so that a missed case is a bad case.
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """One model's exhibits, the worst first; `left_out` cases that stand for something too are not drawn."""
 
-    A structure in neither mask counts as perfect; one that is in one mask only, or a case without a usable mask, as 0.
-    Cases whose reference could not be read have no score and are left out. The worst case comes first; ties go by case_id.
-    """
-    metric = METRICS["dice"]
-    per_case = model.per_case[~model.per_case["case_id"].isin(unread_references(model))]
-    assumed = dict.fromkeys(("reference_empty", "prediction_empty", *UNUSABLE), metric.when_one_empty)
-    assumed["both_empty"] = metric.when_both_empty
-    scores = pd.to_numeric(per_case["dice"]).fillna(per_case["status"].map(assumed).astype(float))
-    means = scores.groupby(per_case["case_id"]).mean().dropna()
-    return means.sort_index().sort_values(kind="stable")
+    model: ModelResults
+    exhibits: list[Exhibit] = field(default_factory=list)
+    left_out: int = 0
 
 
-def choose_cases(scores: pd.Series[float], number: int) -> list[Pick]:
-    """`number` cases of each kind, no case twice; with few cases the worst are chosen first, then the best.
-
-    Args:
-        scores: one for each case_id, the worst first.
-    """
-    n = len(scores)
-    order: dict[int, Kind] = {}
-    middle = sorted(range(n), key=lambda i: abs(i - (n - 1) / 2))
-    for kind, places in (("worst", range(n)), ("best", range(n - 1, -1, -1)), ("median", middle)):
-        free = [i for i in places if i not in order][:number]
-        order |= dict.fromkeys(free, kind)  # type: ignore[arg-type]
-    rank = ["best", "median", "worst"]
-    chosen = sorted(order, key=lambda i: (rank.index(order[i]), -i if order[i] == "best" else i))
-    return [Pick(order[i], str(scores.index[i]), float(scores.iloc[i])) for i in chosen]
-
-
-def exhibits(data: ReportData, model: ModelResults, config: ReportConfig) -> list[Exhibit]:
-    """The pictures of one model's best, median and worst cases; empty where the images are unknown."""
+def galleries(data: ReportData, config: ReportConfig) -> list[Gallery]:
+    """The pictures of every model; empty where the images or the Dice are unknown."""
     cases = {case.case_id: case for case in data.cases}
-    if data.labels is None or find_metric(data, "dice") != "dice" or not set(model.per_case["case_id"]) & set(cases):
+    models = [m for m in data.models if set(m.per_case["case_id"]) & set(cases)]
+    if data.labels is None or find_metric(data, "dice") != "dice" or not models or not config.gallery_cases:
         return []
-    reasons = {f.case_id: f.reason for f in failures(data) if f.model in ("", model.name)}
-    picks = choose_cases(case_scores(model), config.gallery_cases)
-    return [_exhibit(data, model, config, pick, cases.get(pick.case_id), reasons.get(pick.case_id, "")) for pick in picks]
+    most = max(LEAST_PICTURES, config.gallery_pictures // len(models))
+    choices = {m.name: pick_cases(data, m, config.gallery_cases, most) for m in models}
+    wanted = dict.fromkeys(case_id for choice in choices.values() for case_id in choice.cases)
+    shown = {case_id: _exhibits(data, models, choices, config, case_id, cases.get(case_id)) for case_id in wanted}
+    found = [Gallery(m, [shown[c][m.name] for c in choices[m.name].cases], choices[m.name].left_out) for m in models]
+    return [gallery for gallery in found if gallery.exhibits]
 
 
-def _exhibit(data: ReportData, model: ModelResults, config: ReportConfig, pick: Pick, case: Case | None, failed: str) -> Exhibit:
-    if case is None:
-        return Exhibit(pick, model.name, None, "The manifest no longer names this case.")
+def _exhibits(
+    data: ReportData,
+    models: Sequence[ModelResults],
+    choices: dict[str, Choice],
+    config: ReportConfig,
+    case_id: str,
+    case: Case | None,
+) -> dict[str, Exhibit]:
+    """One case as every model that shows it has it."""
     assert data.labels is not None
+    blank = {m.name: Exhibit(case_id, m.name, choices[m.name].cases[case_id]) for m in models if case_id in choices[m.name].cases}
+    if case is None:
+        return {name: replace(e, reason="The manifest no longer names this case.") for name, e in blank.items()}
     try:
         image = read_channels(case.images, spacing_mm=data.facts.spacing_mm)
     except CaseError as error:
-        return Exhibit(pick, model.name, None, str(error))
+        return {name: replace(e, reason=str(error)) for name, e in blank.items()}
     reference, problem = _classes(case.label, image, data.labels, data.facts.spacing_mm, False)
-    prediction, reason = _classes(mask_path(model, pick.case_id), image, data.labels, data.facts.spacing_mm, True)
-    # The reason why the case failed says more than that its mask is not there.
-    absence = "" if prediction is not None else failed or reason
-    figure = draw_case(
-        image,
-        reference,
-        prediction,
-        planes=config.planes,
-        channel=_channel(config.channel, data.channels),
-        percentiles=config.window_percentiles,
-        missing=absence,
+    channel = _channel(config.channel, data.channels)
+    scene = set_scene(image, reference, None, channel, config.window_percentiles)
+    reasons = {(f.model, f.case_id): f.reason for f in failures(data)}
+    found = {}
+    for model in (m for m in models if m.name in blank):
+        prediction, reason = _classes(mask_path(model, case_id), image, data.labels, data.facts.spacing_mm, True)
+        # The reason why the case failed says more than that its mask is not there.
+        failed = reasons.get((model.name, case_id)) or reasons.get(("", case_id), "")
+        absence = "" if prediction is not None else failed or reason
+        turned = None if prediction is None else resample(prediction, image.grid, scene.grid, 0)
+        ready = replace(blank[model.name], reason=" ".join(filter(None, [problem, absence])))
+        found[model.name] = _draw(ready, replace(scene, prediction=turned), data, config, absence)
+    return found
+
+
+def _draw(exhibit: Exhibit, scene: Scene, data: ReportData, config: ReportConfig, absence: str) -> Exhibit:
+    focus = focus_classes(exhibit.picks, data.labels)
+    limits = ct_limits(scene, focus, _rule(data, config)) if "window_percentiles" not in config.model_fields_set else None
+    scene = replace(scene, limits=limits or scene.limits)
+    grid = scene.grid
+    return replace(
+        exhibit,
+        figure=draw_case(scene, config.planes, focus, absence),
+        slices=None if grid.planar else draw_slices(scene, focus),
+        limits=limits,
+        layout="flat" if grid.planar else "anatomical" if grid.physical else "stack",
     )
-    layout: Layout = "flat" if image.grid.planar else "anatomical" if image.grid.physical else "stack"
-    return Exhibit(pick, model.name, figure, " ".join(filter(None, [problem, absence])), layout)
+
+
+def focus_classes(picks: Sequence[Pick], labels: LabelScheme | None) -> list[int]:
+    """The classes to look at: of what was missed or is not there, else of all structures that the case stands for.
+
+    Empty for all classes.
+    """
+    lacking = [p.structure for p in picks if p.kind in LACKING]
+    names = lacking or [p.structure for p in picks]
+    measured = labels.measured if labels else {}
+    if any(name not in measured for name in names):
+        return []  # the mean over structures, or one that the labels do not know
+    return sorted({value for name in names for value in measured[name]})
+
+
+def ct_limits(scene: Scene, focus: Sequence[int], rule: dict[str, Any]) -> Limits | None:
+    """The window of a CT: the one that suits the structure. None for other scans, which the percentiles suit.
+
+    Args:
+        rule: how the plan normalises the channel. A fixed scale is a CT's; where nothing lies in a CT's air and fat it is of
+            something else, and its own ends are the window.
+    """
+    if rule.get("kind") != "fixed":
+        return None
+    if scene.picture.min() > LEAST_OF_CT:
+        return float(rule["low"]), float(rule["high"])
+    return tissue_limits(scene.picture[scene.inside(focus)])
+
+
+def _rule(data: ReportData, config: ReportConfig) -> dict[str, Any]:
+    rules = data.plan.get("preprocessing", {}).get("normalisation") or [{}]
+    channel = _channel(config.channel, data.channels) or 0
+    return dict(rules[channel]) if channel < len(rules) else {}
 
 
 def mask_path(model: ModelResults, case_id: str) -> Path | None:

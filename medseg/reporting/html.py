@@ -1,30 +1,47 @@
-"""The report: one HTML file that needs nothing else, its figures and tables also as files beside it."""
+"""The report: one HTML file that needs nothing else, the same as PDF, its figures and tables also as files beside it."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
+from markupsafe import Markup
 
 import medseg
 from medseg.core.files import write_text
+from medseg.core.progress import say
 from medseg.drawing.style import structure_colour
-from medseg.reporting import cases, figures, provenance, tables, words
-from medseg.reporting.collect import ModelResults, ReportData
+from medseg.reporting import (
+    cases,
+    checklists,
+    exports,
+    figures,
+    hashes,
+    methods,
+    pdf,
+    provenance,
+    sheets,
+    statistics,
+    tables,
+    words,
+)
+from medseg.reporting.cards import make_walls
+from medseg.reporting.collect import ReportData
 from medseg.reporting.config import ReportConfig
-from medseg.reporting.gallery import Exhibit, exhibits
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADLINE = ("dice", "hd95")
+# A longer table of cases is data in the page, and so many rows of it are there for readers without scripts.
+PLAIN_ROWS, FIRST_ROWS = 400, 100
+MOST_ROWS = 50  # of cases that failed, and of missed structures
 
 
 def write_report(data: ReportData, folder: Path, config: ReportConfig | None = None) -> Path:
-    """Write `report.html`, `figures/` and `tables/` into a folder.
+    """Write `report.html`, `report.pdf`, `figures/` and `tables/` into a folder; a sentence says so where there can be no PDF.
 
     Args:
         data: what `collect_run` or `collect_folders` found.
@@ -33,11 +50,29 @@ def write_report(data: ReportData, folder: Path, config: ReportConfig | None = N
     """
     config = config or ReportConfig()
     folder = Path(folder)
-    _write_tables(data, folder / "tables")
-    page = _environment().get_template("report.html.j2").render(_content(data, folder / "figures", config))
+    headline = [column for name in HEADLINE if (column := words.find_metric(data, name))]
+    exports.write_tables(sheets.report_tables(data, headline, config.patient_ids), folder / "tables")
+    content = _content(data, folder / "figures", config)
+    methods.write_methods(content["methods"], folder)
+    checklists.write_checklists(content["checklists"], folder / "checklists")
+    page = _environment().get_template("report.html.j2").render(content)
     path = folder / "report.html"
     write_text(path, page)
+    if config.pdf and (reason := pdf.write_pdf(_for_paper(page), folder / "report.pdf")):
+        say(f"report: {reason}")
     return path
+
+
+def _for_paper(page: str) -> str:
+    """The page as it is printed: nothing runs, nothing is folded away or loaded late."""
+    page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
+    return page.replace("<details>", "<details open>").replace(' loading="lazy"', "")
+
+
+def _summaries(data: ReportData) -> list[tuple[str, list[tables.SummaryBlock]]]:
+    """Both conventions, or the one where they say the same."""
+    worst, defined = (tables.summary_blocks(data, name) for name in ("worst", "defined"))
+    return [("worst", worst)] if worst == defined else [("worst", worst), ("defined", defined)]
 
 
 def _environment() -> jinja2.Environment:
@@ -68,13 +103,24 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
         "failures": cases.failures(data),
         "warnings": cases.check_warnings(data),
         "missed": cases.missed(data),
+        "most_rows": MOST_ROWS,
         "headline": tables.side_by_side(data, headline),
-        "summaries": [(name, tables.summary_blocks(data, name)) for name in ("worst", "defined")],
+        "abstract": tables.abstract(data, headline),
+        "counts": [tables.COUNTS[column] for column in tables.counted(data)],
+        "flattered": tables.flattered(data),
+        "conventions": sheets.CONVENTIONS,
+        "flow_chart": figures.flow(data, folder),
+        "summaries": _summaries(data),
         "comparison": tables.comparison_groups(data),
-        "per_case": cases.per_case_table(data),
+        **_case_rows(cases.per_case_table(data, config.patient_ids)),
         "strips": figures.strips(data, folder),
+        "statistics": statistics.statistics_tables(data, headline),
+        "agreement": figures.agreement(data, folder),
         "curves": figures.curves(data, folder),
-        "gallery": [(m, [_show(data, m, e, folder, i) for i, e in enumerate(found)]) for m, found in _galleries(data, config)],
+        "gallery": make_walls(data, config, folder),
+        "methods": (told := methods.compose_methods(data)),
+        "checklists": checklists.fill_checklists(data, told),
+        "hashes": hashes.hash_rows(data),
         "models": provenance.model_rows(data),
         "stages": provenance.stage_rows(data),
         "machine": provenance.machine_text(provenance.latest(data)["machine"]),
@@ -83,40 +129,11 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
     }
 
 
-def _galleries(data: ReportData, config: ReportConfig) -> Sequence[tuple[ModelResults, list[Exhibit]]]:
-    found = [(model, exhibits(data, model, config)) for model in data.models]
-    return [(model, shown) for model, shown in found if shown]
-
-
-def _show(data: ReportData, model: ModelResults, exhibit: Exhibit, folder: Path, number: int) -> dict[str, Any]:
-    """An exhibit with its picture and its figures for the caption."""
-    texts = [words.describe(c) for name in HEADLINE if (c := words.find_metric(data, name))]
-    rows = model.per_case[model.per_case["case_id"] == exhibit.pick.case_id]
-    return {
-        "pick": exhibit.pick,
-        "layout": exhibit.layout,
-        "reason": exhibit.reason,
-        "figure": figures.place_exhibit(exhibit, folder, number),
-        "mean": words.format_number(exhibit.pick.dice, 3),
-        "headers": [t.label for t in texts],
-        "rows": [
-            (row["structure"], [t.format(row.get(t.column)) for t in texts], words.STATUS.get(row["status"], row["status"]))
-            for row in rows.to_dict("records")
-        ],
-    }
-
-
-def _write_tables(data: ReportData, folder: Path) -> None:
-    """The report's tables as CSV: those of all models in one, ready for a spreadsheet."""
-    found = {
-        "summary": pd.concat([m.summary.assign(model=m.name) for m in data.models]),
-        "per_case": pd.concat([m.per_case.assign(model=m.name) for m in data.models]),
-        "cases_flow": pd.DataFrame([astuple(r) for r in cases.flow_rows(data)], columns=[f.name for f in fields(cases.FlowRow)]),
-        "failures": pd.DataFrame([astuple(r) for r in cases.failures(data)], columns=[f.name for f in fields(cases.Failure)]),
-    }
-    if data.comparison_summary is not None:
-        found["comparison_summary"] = data.comparison_summary
-    for name, table in found.items():
-        if "model" in table and name in ("summary", "per_case"):
-            table = table[["model", *(c for c in table.columns if c != "model")]]
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+def _case_rows(table: cases.CaseTable) -> dict[str, Any]:
+    """The table of every case: its rows in the page or, where they are many, as data of which the page shows those in sight."""
+    if len(table.rows) <= PLAIN_ROWS:
+        return {"per_case": table, "shown_rows": table.rows, "row_data": None}
+    rows = [[c.text if c.value is None else [c.text, float(f"{c.value:.7g}")] for c in row] for row in table.rows]
+    # Nothing in a script element is text to the parser but its end.
+    text = json.dumps({"rows": rows, "anchors": table.anchors}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return {"per_case": table, "shown_rows": table.rows[:FIRST_ROWS], "row_data": Markup(text)}

@@ -27,6 +27,11 @@ class SummaryRow:
     n: str
     n_undefined: str
     any_undefined: bool
+    counts: tuple[str, ...] = ()
+
+
+# Columns of summary.csv, where it has them, and their headers.
+COUNTS = {"n_true_negative": "True negative", "n_missed": "Missed", "n_false_positive": "False positive"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ def summary_blocks(data: ReportData, convention: str) -> list[SummaryBlock]:
     return blocks
 
 
+def counted(data: ReportData) -> list[str]:
+    """Which columns of COUNTS every model's summary has."""
+    return [column for column in COUNTS if all(column in model.summary for model in data.models)]
+
+
 def summary_row(model: str, text: MetricText, row: pd.Series[Any]) -> SummaryRow:
     """One row of summary.csv as text."""
     interval = NONE
@@ -74,7 +84,39 @@ def summary_row(model: str, text: MetricText, row: pd.Series[Any]) -> SummaryRow
         n=format_number(row["n"], 0),
         n_undefined=format_number(undefined, 0),
         any_undefined=bool(pd.notna(undefined) and undefined > 0),
+        counts=tuple(format_number(row[column], 0) for column in COUNTS if column in row),
     )
+
+
+@dataclass(frozen=True)
+class Flattery:
+    """A mean that looks better where undefined figures are left out. `gain`: by how much; `n`: cases left out."""
+
+    structure: str
+    metric: MetricText
+    model: str
+    worst: str
+    defined: str
+    gain: str
+    n: str
+
+
+def flattered(data: ReportData) -> list[Flattery]:
+    """Where the convention `defined` looks better than `worst`, in the order of the summary."""
+    found = []
+    for structure in data.structures:
+        for model in data.models:
+            table = model.summary[model.summary["structure"] == structure].set_index(["convention", "metric"])
+            for metric in table.loc[["worst"]].index.get_level_values(1) if "worst" in table.index else ():
+                text = describe(str(metric))
+                if text.better and ("defined", metric) in table.index:
+                    worst, defined = table.loc[("worst", metric)], table.loc[("defined", metric)]
+                    gain = (defined["mean"] - worst["mean"]) * (1 if text.better == "higher" else -1)
+                    if text.format(worst["mean"]) != text.format(defined["mean"]) and gain > 0:
+                        n = defined["n_undefined"] - worst["n_undefined"]
+                        shown = (text.format(worst["mean"]), text.format(defined["mean"]), text.format(gain), format_number(n, 0))
+                        found.append(Flattery(structure, text, model.name, *shown))
+    return found
 
 
 @dataclass(frozen=True)
@@ -100,6 +142,54 @@ def _cell(model: ModelResults, text: MetricText, structure: str) -> SummaryRow |
     t = model.summary
     rows = t[(t["convention"] == "worst") & (t["metric"] == text.column) & (t["structure"] == structure)]
     return summary_row(model.name, text, rows.iloc[0]) if len(rows) else None
+
+
+MOST_NAMED = 2  # with more structures the abstract gives the range of their means
+
+
+def abstract(data: ReportData, columns: Iterable[str]) -> str:
+    """What was evaluated on how many cases, and the headline results, in one sentence.
+
+    Args:
+        columns: the headline's metrics.
+    """
+    head = side_by_side(data, columns)
+    models = " and ".join([", ".join(m.name for m in data.models[:-1]), data.models[-1].name][len(data.models) == 1 :])
+    n_cases = max(int(model.per_case["case_id"].nunique()) for model in data.models)
+    units, words = max(count_units(model.per_case) for model in data.models), unit_words(data)
+    over = f" ({units} {words})" if words != "cases" and units != n_cases else ""
+    what = f"{len(data.structures)} structures" if len(data.structures) != 1 else f"the structure {data.structures[0]}"
+    where = f" of {data.facts.name}" if data.facts.name else ""
+    start = f"{models} {'was' if len(data.models) == 1 else 'were'} evaluated on {n_cases} cases{over}{where} for {what}"
+    results = "; ".join(_headline(data, head, place) for place in range(len(head.metrics)))
+    return f"{start}: {results}; what was missed counts as worst." if results else f"{start}."
+
+
+def _headline(data: ReportData, head: Headline, place: int) -> str:
+    metric, n = head.metrics[place], len(data.models)
+    told = []
+    for index, model in enumerate(data.models):
+        cells = [(s, cell) for s, row in head.rows if (cell := row[place * n + index])]
+        if len(cells) > MOST_NAMED:
+            ordered = sorted(cells, key=lambda item: _mean(model, metric.column, item[0]))
+            (low, least), (high, most) = ordered[0], ordered[-1]
+            text = f"from {_with_interval(data, least)} ({low}) to {_with_interval(data, most)} ({high})"
+        else:
+            text = " and ".join(_with_interval(data, cell) + (f" ({s})" if len(head.rows) > 1 else "") for s, cell in cells)
+        if text:
+            told.append(f"{text} for {model.name}" if n > 1 else text)
+    unit = f" in {metric.unit}" if metric.unit else ""
+    return f"mean {metric.name}{unit} {', '.join(told)}"
+
+
+def _with_interval(data: ReportData, cell: SummaryRow) -> str:
+    return cell.mean if cell.interval == NONE else f"{cell.mean} [{confidence(data)} interval {cell.interval}]"
+
+
+def _mean(model: ModelResults, metric: str, structure: str) -> float:
+    t = model.summary
+    chosen = t[(t["convention"] == "worst") & (t["metric"] == metric) & (t["structure"] == structure)]
+    return float(chosen["mean"].iloc[0])
 
 
 def count_units(per_case: pd.DataFrame) -> int:

@@ -13,19 +13,7 @@ from medseg.metrics.table import METRICS
 from medseg.reporting.collect import ReportData
 
 NONE = "–"
-NAMES = {
-    "dice": "Dice",
-    "iou": "IoU",
-    "precision": "Precision",
-    "sensitivity": "Sensitivity",
-    "reference_volume": "Reference volume",
-    "predicted_volume": "Predicted volume",
-    "reference_area": "Reference area",
-    "predicted_area": "Predicted area",
-    "hd95": "HD95",
-    "surface_dice": "Surface Dice",
-    "adapted_rand_error": "Adapted Rand error",
-}
+AREA, VOLUME = "area", "volume"  # a 2D picture's columns have the one where METRICS has the other
 UNITS = {"mm2": "mm²"}
 STATUS = {
     "ok": "ok",
@@ -66,19 +54,22 @@ class MetricText:
 
 def describe(column: str) -> MetricText:
     """The words for a metric's column, such as `hd95_mm`; an unknown one keeps its name."""
-    key = max((k for k in NAMES if column == k or column.startswith(f"{k}_")), key=len, default="")
-    if not key:
+    named = {name: name for name in METRICS} | {name.replace(VOLUME, AREA): name for name in METRICS}
+    own = max((n for n in named if column == n or column.startswith(f"{n}_")), key=len, default="")
+    if not own:
         return MetricText(column, column.replace("_", " "), "", "", "", False)
-    metric = METRICS.get(key.replace("area", "volume"))
-    rest = column[len(key) :].strip("_")
-    better = metric.better if metric else ""
-    text = metric.text if metric else ""
-    if key == "surface_dice":
+    metric, rest = METRICS[named[own]], column[len(own) :].strip("_")
+    label = (
+        metric.label.replace(VOLUME, AREA).replace(VOLUME.capitalize(), AREA.capitalize()) if own not in METRICS else metric.label
+    )
+    if metric.parameter == "tolerance":
         number = rest.rstrip("mpx")
-        tolerance = f"{number} {rest[len(number) :]}".strip()
-        return MetricText(column, f"Surface Dice at {tolerance}", "", text, better, True)
-    share = bool(metric) and (not rest) and metric.unit == ""  # type: ignore[union-attr]
-    return MetricText(column, NAMES[key], UNITS.get(rest, rest), text, better, share)
+        return MetricText(column, f"{label} at {number} {rest[len(number) :]}".strip(), "", metric.text, metric.better, True)
+    if metric.parameter == "overlap":
+        label, rest = f"{label} at IoU {rest.removeprefix('iou')}" if rest else label, ""
+    # What is neither better high nor low (a count, a relative difference) has no ends.
+    share = metric.unit == "" and metric.better != "" and not rest
+    return MetricText(column, label, UNITS.get(rest, rest), metric.text, metric.better, share)
 
 
 def unit_words(data: ReportData) -> str:

@@ -3,12 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 
 from medseg.core.grid import Grid
 from medseg.core.labels import IGNORE
 from medseg.core.volume import Volume
-from medseg.drawing.contours import ANATOMICAL, STACK, draw_case, draw_outlines, pick_planes, window
+from medseg.drawing.contours import draw_case, draw_outlines, lighter
+from medseg.drawing.scene import ANATOMICAL, STACK, pick_planes, set_scene
 from medseg.drawing.style import save_png, structure_colour, styled
+from medseg.drawing.windows import BONE, LUNG, SOFT_TISSUE, tissue_limits, window
 
 
 def test_window_maps_the_percentiles_to_black_and_white_and_survives_nan():
@@ -21,6 +24,11 @@ def test_window_maps_the_percentiles_to_black_and_white_and_survives_nan():
 
 def test_window_of_a_constant_picture_is_black():
     assert window(np.full((4, 4), 7.0)).max() == 0
+
+
+@pytest.mark.parametrize(("units", "limits"), [(-800, LUNG), (60, SOFT_TISSUE), (700, BONE), (None, SOFT_TISSUE)])
+def test_a_ct_is_windowed_by_the_tissue_of_the_structure(units, limits):
+    assert tissue_limits(np.array([] if units is None else [units - 20, units, units + 300])) == limits
 
 
 def test_planes_run_through_the_centre_of_mass():
@@ -72,30 +80,33 @@ def test_a_scan_looks_the_same_however_its_voxels_are_stored(flips):
     array = np.zeros((1, 40, 40, 8), np.float32)
     x, y = (30 if sx > 0 else 5), (30 if sy > 0 else 5)  # towards +x (right) and +y (front) of the world
     array[0, x : x + 5, y : y + 5] = 1
-    figure = draw_case(Volume(array, Grid((40, 40, 8), np.diag([sx, sy, 3.0, 1]))), None, None, planes=["axial"])
-    picture = rendered(figure)
-    panel = picture[:, : picture.shape[1] // 3, :3].min(-1)
+    scan = Volume(array, Grid((40, 40, 8), np.diag([sx, sy, 3.0, 1])))
+    picture = rendered(draw_case(set_scene(scan, None, None), planes=["axial"]))
+    panel = picture[:, : picture.shape[1] // 2, :3].min(-1)
     height, width = panel.shape
     block = panel[int(0.14 * height) : int(0.24 * height), int(0.14 * width) : int(0.24 * width)]
     assert block.min() > 200
     assert panel[int(0.6 * height) : int(0.9 * height), int(0.3 * width) : int(0.6 * width)].max() < 40
 
 
-def test_thick_slices_have_their_true_proportions():
-    volume = Volume(np.random.default_rng(0).random((1, 30, 30, 5), np.float32), Grid((30, 30, 5), np.diag([1, 1, 4.0, 1])))
-    figure = draw_case(volume, None, None)
-    axial, coronal = figure.axes[0], figure.axes[3]
+@pytest.mark.parametrize(("depth", "side_by_side"), [(20, True), (2, False)])
+def test_planes_have_their_true_proportions_and_one_scale(depth, side_by_side):
+    shape = (30, 30, depth)
+    volume = Volume(np.random.default_rng(0).random((1, *shape), np.float32), Grid(shape, np.diag([1, 1, 1.5, 1])))
+    figure = draw_case(set_scene(volume, None, None))
+    axial, coronal = figure.axes[0], figure.axes[2]
     heights = [np.ptp(a.images[0].get_extent()[2:]) for a in (axial, coronal)]
-    assert heights == [30, 20]  # mm
-    scale = [a.get_window_extent().height / h for a, h in zip((axial, coronal), heights, strict=True)]
-    assert scale[0] == pytest.approx(scale[1], rel=0.02)
+    assert heights == [30, 1.5 * depth]  # mm
+    scales = [(a.bbox.height / abs(np.ptp(a.get_ylim())), a.bbox.width / np.ptp(a.get_xlim())) for a in (axial, coronal)]
+    np.testing.assert_allclose(scales, scales[0][0], rtol=0.02)
+    assert (axial.bbox.x0 != coronal.bbox.x0) == side_by_side  # thin planes stand below one another, or the paper stays empty
 
 
 def test_outlines_have_the_structures_colour_and_leave_ignored_voxels_alone():
     classes = np.zeros((10, 12), np.uint8)
     classes[2:5, 2:5] = 2
     classes[7:, 7:] = IGNORE
-    axes = draw_case(flat(), None, None).axes[0]
+    axes = draw_case(set_scene(flat(), None, None)).axes[0]
     draw_outlines(axes, classes, (1.0, 1.0))
     colours = {tuple(np.round(c.get_edgecolor()[0], 3)) for c in axes.collections if len(c.get_edgecolor())}
     wanted = tuple(int(structure_colour(1)[i : i + 2], 16) / 255 for i in (1, 3, 5))
@@ -110,28 +121,52 @@ def flat(channels=1):
 
 def test_a_structure_at_the_edge_has_a_closed_outline():
     classes = np.ones((10, 12), np.uint8)
-    axes = draw_case(flat(), None, None).axes[0]
+    axes = draw_case(set_scene(flat(), None, None)).axes[0]
     draw_outlines(axes, classes, (1.0, 1.0))
     line = axes.collections[-1].get_paths()[0].vertices
     assert np.ptp(line[:, 0]) == pytest.approx(12) and np.ptp(line[:, 1]) == pytest.approx(10)
 
 
+def test_a_prediction_is_dashed_and_lighter_than_the_reference_in_the_second_panel_only():
+    reference, prediction = np.zeros((2, 12, 10, 1), np.uint8)
+    reference[2:6, 2:6] = prediction[4:9, 3:7] = 1
+    plain, outlined = draw_case(set_scene(flat(), reference, prediction)).axes
+    assert not plain.collections
+    lines = [c for c in outlined.collections if len(c.get_edgecolor()) and c.get_linewidth()[0] > 1]
+    assert [c.get_linestyle()[0][1] is None for c in lines] == [True, False]
+    colours = [to_hex(c.get_edgecolor()[0]) for c in lines]
+    assert colours == [structure_colour(0), lighter(structure_colour(0))]
+
+
 def test_colour_pictures_are_shown_in_colour_and_a_channel_in_grey():
-    assert draw_case(flat(3), None, None).axes[0].images[0].get_array().shape == (10, 12, 3)
-    assert draw_case(flat(3), None, None, channel=1).axes[0].images[0].get_array().shape == (10, 12)
+    assert draw_case(set_scene(flat(3), None, None)).axes[0].images[0].get_array().shape == (10, 12, 3)
+    assert draw_case(set_scene(flat(3), None, None, channel=1)).axes[0].images[0].get_array().shape == (10, 12)
 
 
 def test_a_missing_prediction_is_said_with_its_reason_and_dollars_stay_dollars(tmp_path):
     classes = np.ones((12, 10, 1), np.uint8)
-    figure = draw_case(flat(), classes, None, missing="the file $p07_x^$ is truncated")
-    texts = [t.get_text() for t in figure.axes[2].texts]
-    assert any("No prediction" in t and "$p07_x^$" in t for t in texts)
+    figure = draw_case(set_scene(flat(), classes, None), missing="the file $p07_x^$ is truncated")
+    texts = [t.get_text() for t in figure.axes[1].texts]
+    assert "No prediction" in texts and any("$p07_x^$" in t for t in texts)
     assert save_png(figure, tmp_path / "case.png", transparent=True).stat().st_size > 1000
 
 
-def test_volumes_are_cropped_to_the_structures_with_context():
+def blocks():
+    """Two structures far apart in a volume, the second of them in the prediction only."""
     volume = Volume(np.zeros((1, 200, 200, 60), np.float32) + np.arange(60), Grid((200, 200, 60), np.eye(4)))
-    classes = np.zeros((200, 200, 60), np.uint8)
-    classes[90:110, 90:110, 25:35] = 1
-    shapes = [a.images[0].get_array().shape for a in draw_case(volume, classes, classes).axes[::3]]
-    assert shapes == [(50, 50), (34, 50), (34, 50)]
+    reference, prediction = np.zeros((2, 200, 200, 60), np.uint8)
+    reference[90:110, 90:110, 25:35] = prediction[90:110, 90:110, 25:35] = 1
+    prediction[20:40, 150:170, 5:15] = 2
+    return set_scene(volume, reference, prediction)
+
+
+@pytest.mark.parametrize("focus", [[1], [2]])
+def test_volumes_are_cropped_to_what_is_looked_at_with_context(focus):
+    shapes = [a.images[0].get_array().shape for a in draw_case(blocks(), focus=focus).axes[::2]]
+    deep = 34 if focus == [1] else 27  # 12 voxels on either side, or as many as there are
+    assert shapes == [(50, 50), (deep, 50), (deep, 50)]
+
+
+def test_a_structure_that_only_the_prediction_has_is_looked_at_there():
+    assert pick_planes(blocks().inside([2])) == (30, 160, 10)
+    assert blocks().inside()[100, 100, 30] and not blocks().inside()[30, 160, 10]

@@ -103,7 +103,7 @@ def _config(root: Path, structures: list[str], suffix: str, values: list[int] | 
         },
         "structures": [{"name": n, "id": i, **({"values": values} if values else {})} for i, n in enumerate(structures, 1)],
         "models": list(MODELS),
-        "report": {"title": "Phantom structures in noise"},
+        "report": {"title": "Phantom structures in noise", "pdf": False},
     }
     path = root / "phantoms.yaml"
     path.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ from reporting.phantom_run import FAILED, HOSTILE, MISSED, MODELS, write_picture
 
 from medseg.core.config import parse
 from medseg.core.errors import ConfigError
+from medseg.reporting.collect import collect_folders
 from medseg.reporting.config import ReportConfig
+from medseg.reporting.html import FIRST_ROWS, write_report
 from pipelines.config import RunConfig
 from pipelines.report import report_folders, run
 
@@ -125,14 +128,17 @@ def test_tables_have_headers_with_scope_and_names(page):
 
 def test_figures_have_texts_in_their_place(page):
     images = page.all("img")
-    assert len(images) == 6  # best, median and worst of two models
-    assert all(i["alt"] and i["src"].startswith("data:image/png;base64,") for i in images)
+    planes = [i for i in images if i.get("class") == "planes"]
+    assert len(planes) >= 6 and all(i["alt"] for i in planes)  # worst, median and best of two models
+    assert all(i["src"].startswith("data:image/webp;base64,") for i in images)
+    frames = [a for _, a in page.elements if a.get("class") == "frame"]
+    assert len(frames) == len(planes) and all(a["role"] == "img" and a["aria-label"] for a in frames)
     plots = page.all("svg")
-    assert len(plots) == 2 and all(p["aria-label"] and p["role"] == "img" for p in plots)
+    assert len(plots) == 3 and all(p["aria-label"] and p["role"] == "img" for p in plots)
 
 
 def test_failed_and_missed_cases_are_shown(page):
-    assert f"Worst case {FAILED} of unet" in next(i["alt"] for i in page.all("img") if "Worst" in i["alt"])
+    assert any(i["alt"].startswith(f"Case {FAILED} of unet (worst of ") for i in page.all("img"))
     assert "the file is truncated after 12 kB" in page.text
     assert re.search(rf"Missed structures: .* {MISSED} fcn8s Posterior", page.text)
 
@@ -146,7 +152,7 @@ def test_tables_and_figures_stand_beside_the_page(volume_report):
         [8, 7, 7, 7]
     ]
     names = {p.name for p in (folder / "figures").iterdir()}
-    assert {"cases.png", "training.png", f"{MODELS[0]}_best_0.png", f"{MODELS[1]}_worst_2.png"} <= names
+    assert {"cases.png", "training.png", f"{MODELS[0]}_worst_0.png", f"{MODELS[1]}_worst_0.svg"} <= names
     assert not list(folder.rglob(".*"))
 
 
@@ -156,7 +162,7 @@ def test_pictures_in_colour_and_pixels(tmp_path):
     page = Page(text)
     assert "over tiles" in page.text and "HD95 (px)" in page.text and "(mm)" not in page.text
     assert "radiologists" not in page.text
-    assert len(page.all("img")) == 6
+    assert len(page.all("img")) >= 6
 
 
 def test_regions_are_named_with_their_structures(tmp_path):
@@ -172,7 +178,7 @@ def test_masks_of_another_tool_have_a_report_without_curves_and_pictures(tmp_pat
     path = report_folders([evaluated / m for m in MODELS], tmp_path / "out")
     assert path == tmp_path / "out" / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
-    assert not page.faults and not page.all("img") and len(page.all("svg")) == 1
+    assert not page.faults and not page.all("img") and len(page.all("svg")) == 2
     assert "Models side by side" in page.text and "Training curves" not in page.text
 
 
@@ -236,3 +242,81 @@ def test_the_case_table_sorts_and_filters_in_a_browser(browser, volume_report, t
     assert [float(v) for v in descending if v != "–"] == sorted(known, reverse=True) and descending[-4:] == ["–"] * 4
     assert found["filtered"] == "0.000 | 1 of 32 rows"
     assert found["wide"] == "false"  # wide tables scroll by themselves; the page does not
+
+
+@pytest.fixture(scope="module")
+def long_report(tmp_path_factory, volume_report):
+    """Masks of another tool for 300 cases and two structures, some with hostile names."""
+    folder = tmp_path_factory.mktemp("long") / "tool"
+    folder.mkdir()
+    names = [f"case {i:03d}" for i in range(299)] + ["</script><script>alert(1)</script>"]
+    rows = [
+        {"case_id": name, "patient_id": f"Anna {i}", "structure": s, "dice": i / 300 + (s == "b") / 600, "status": "ok"}
+        for i, name in enumerate(names)
+        for s in "ab"
+    ]
+    pd.DataFrame(rows).to_csv(folder / "per_case.csv", index=False)
+    summary = pd.read_csv(volume_report.parents[1] / "evaluate" / MODELS[0] / "summary.csv")
+    summary[summary["metric"] == "dice"].replace({"Anterior": "a", "Posterior <b>": "b"}).to_csv(
+        folder / "summary.csv", index=False
+    )
+    return write_report(collect_folders([folder]), folder / "report", ReportConfig(pdf=False))
+
+
+def test_a_long_table_is_data_and_its_first_rows_with_a_word_where_the_rest_is(long_report):
+    text = long_report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.faults and len(page.all("script")) == 2
+    assert text.count('<th scope="row">case ') == FIRST_ROWS
+    assert f"the first {FIRST_ROWS} of 600 rows; all of them stand in tables/per_case.csv" in page.text
+    data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
+    assert len(data["rows"]) == len(data["anchors"]) == 600
+    assert data["rows"][-1][0] == "</script><script>alert(1)</script>" and data["rows"][1][3] == ["0.002", 0.001666667]
+
+
+def test_patients_do_not_appear_unless_asked_for(long_report):
+    everywhere = long_report.read_text(encoding="utf-8") + (long_report.parent / "tables" / "per_case.csv").read_text()
+    assert "Anna" not in everywhere and "patient_id" not in everywhere
+    folder = long_report.parent.parent
+    asked = write_report(collect_folders([folder]), folder / "named", ReportConfig(pdf=False, patient_ids=True))
+    assert "Anna 7" in asked.read_text(encoding="utf-8") and "Anna 7" in (asked.parent / "tables" / "per_case.csv").read_text()
+
+
+LONG_PROBE = """<script>
+const rows = () => [...document.querySelectorAll("#per-case tbody tr[id]")];
+const box = document.getElementById("filter");
+document.body.dataset.rows = rows().length;
+document.querySelectorAll("#per-case thead button")[3].click(); document.querySelectorAll("#per-case thead button")[3].click();
+document.body.dataset.first = rows()[0].cells[3].textContent;
+box.value = "alert"; box.dispatchEvent(new Event("input"));
+document.body.dataset.filtered = rows().length + " " + document.getElementById("count").textContent;
+location.hash = "#" + JSON.parse(document.getElementById("per-case-rows").textContent).anchors.at(100)[0];
+window.dispatchEvent(new Event("hashchange"));
+document.body.dataset.found = document.querySelector("tr.found").textContent;
+</script></body>"""
+
+
+def test_a_long_table_shows_the_rows_in_sight_and_finds_any(browser, long_report, tmp_path):
+    probed = tmp_path / "report.html"
+    probed.write_text(long_report.read_text(encoding="utf-8").replace("</body>", LONG_PROBE), encoding="utf-8")
+    body = re.search(r"<body[^>]*>", open_in(browser, probed, tmp_path / "profile", 1200))[0]
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', body))
+    assert 20 <= int(found["rows"]) < 200 and found["first"] == "0.998"
+    assert found["filtered"] == "2 2 of 600 rows"
+    assert found["found"].startswith("case 050tool")
+
+
+def test_the_statistics_of_an_evaluation_are_shown_where_it_has_them(long_report):
+    folder = long_report.parent.parent
+    line = {"structure": "a", "unit": "ml", "ci_low": -1.0, "ci_high": 3.0, "n": 300, "n_undefined": 0}
+    statistics = [line | {"statistic": s, "value": 1.25} for s in ("bias", "limit_lower", "limit_upper", "icc_2_1")]
+    pd.DataFrame(statistics).to_csv(folder / "agreement.csv", index=False)
+    groups = pd.read_csv(folder / "summary.csv").assign(covariate="site", group="<b>north</b>", n_cases=150)
+    groups.to_csv(folder / "subgroups.csv", index=False)
+    written = write_report(collect_folders([folder]), folder / "more", ReportConfig(pdf=False))
+    page = Page(written.read_text(encoding="utf-8"))
+    assert not page.faults and "Agreement of predicted and reference sizes" in page.text and "1.25 [−1.00 to 3.00]" in page.text
+    assert "Groups are described, not tested" in page.text and "<b>north</b>" in page.text
+    assert {"agreement.csv", "agreement.tex", "subgroups.csv", "subgroups.tex", "tables.xlsx"} <= {
+        p.name for p in (written.parent / "tables").iterdir()
+    }

@@ -11,7 +11,6 @@ from medseg.core.errors import StageError
 from medseg.core.manifest import Case
 from medseg.reporting import cases, tables
 from medseg.reporting.collect import Facts, ModelResults, ReportData, collect_folders, read_table
-from medseg.reporting.gallery import case_scores, choose_cases
 from medseg.reporting.provenance import commit_text, duration
 from medseg.reporting.words import describe, find_metric, format_number
 
@@ -208,7 +207,18 @@ def test_the_flow_counts_every_case_once():
     train, val, test = cases.flow_rows(data)
     assert (train.split, train.given, train.readable) == ("train", "1", "–") and val.split == "val"
     # The scan of c2 and the reference of c7 cannot be read; c3 failed through no fault of its own; c4's mask does not fit.
-    assert (test.given, test.readable, test.segmented, test.evaluated) == ("8", "6", "6", "4")
+    flow = cases.case_flow(data)
+    assert [(b.text, b.n, b.left) for b in flow.trunk] == [
+        ("Cases in the manifest", 10, ()),
+        ("Test cases given", 8, ("1 used for training", "1 used for validation")),
+    ]
+    (column,) = flow.columns
+    assert column.title == "" and [(b.text, b.n, b.left) for b in column.boxes] == [
+        ("Readable", 6, ("1 reference cannot be read", "1 scan cannot be read")),
+        ("Segmented", 5, ("1 failed while segmented",)),
+        ("Evaluated", 4, ("1 grids differ",)),
+    ]
+    assert (test.given, test.readable, test.segmented, test.evaluated) == ("8", "6", "5", "4")
     assert test.lost
 
 
@@ -226,7 +236,7 @@ def test_the_flow_says_readable_where_check_has_looked():
 
 def test_a_foreign_evaluation_counts_what_its_table_holds():
     (row,) = cases.flow_rows(report(model(per_case=rows("ok", "prediction_missing", "unreadable"))))
-    assert (row.split, row.given, row.readable, row.segmented, row.evaluated) == ("", "3", "2", "2", "1")
+    assert (row.split, row.given, row.readable, row.segmented, row.evaluated) == ("", "3", "2", "1", "1")
 
 
 def test_failures_give_the_first_reason_and_missed_structures_are_not_failures():
@@ -246,36 +256,11 @@ def test_the_case_table_sorts_by_the_full_figure_and_leaves_undefined_empty():
     assert [(c.text, c.value) for c in (table.rows[0][3], table.rows[1][3])] == [("0.123", 0.123456), ("–", None)]
 
 
-def test_patients_are_shown_where_they_are_named():
+def test_patients_are_shown_where_they_are_named_and_asked_for():
     per_case = [row | {"patient_id": "anna"} for row in rows("ok")]
-    assert cases.per_case_table(report(model(per_case=per_case))).headers[1] == "Patient"
-
-
-def test_scores_count_what_was_missed_as_zero_and_empty_in_both_as_perfect():
-    per_case = pd.DataFrame(
-        rows("ok", "prediction_missing", "both_empty", "ok", "ok")
-        + rows("prediction_empty", "prediction_missing", "ok", "ok", "ok", structure="b")
-    )
-    assert case_scores(model(per_case=per_case)).round(3).to_dict() == {"c0": 0.45, "c1": 0.0, "c2": 0.95, "c3": 0.9, "c4": 0.9}
-
-
-def test_a_case_without_a_readable_reference_is_not_the_worst_case():
-    measured = pd.DataFrame({"case_id": ["c0", "c1"], "diagonal_mm": [9.0, math.nan]})
-    assert list(case_scores(model(per_case=rows("ok", "unreadable"), cases=measured)).index) == ["c0"]
-
-
-def test_best_median_and_worst_are_different_cases():
-    scores = pd.Series({f"c{i}": i / 10 for i in range(9)})
-    assert [(p.kind, p.case_id) for p in choose_cases(scores, 1)] == [("best", "c8"), ("median", "c4"), ("worst", "c0")]
-    two = choose_cases(scores, 2)
-    assert [p.case_id for p in two] == ["c8", "c7", "c3", "c4", "c0", "c1"]
-
-
-@pytest.mark.parametrize(("n", "kinds"), [(0, []), (1, ["worst"]), (2, ["best", "worst"]), (3, ["best", "median", "worst"])])
-def test_few_cases_are_shown_once_and_the_worst_first_of_all(n, kinds):
-    scores = pd.Series({f"c{i}": i / 10 for i in range(n)}, dtype=float)
-    picks = choose_cases(scores, 1)
-    assert [p.kind for p in picks] == kinds and len({p.case_id for p in picks}) == n
+    data = report(model(per_case=per_case))
+    assert cases.per_case_table(data, patients=True).headers[1] == "Patient"
+    assert "Patient" not in cases.per_case_table(data).headers
 
 
 def test_the_metric_column_is_found_with_any_unit():
@@ -293,3 +278,49 @@ def test_durations(seconds, text):
 
 def test_commits():
     assert commit_text("0123+") == "0123 (with uncommitted changes)" and commit_text(None) == "–"
+
+
+def test_models_whose_cases_fared_alike_share_a_branch_of_the_flow():
+    lost = model("c", per_case=rows("ok", "prediction_missing"))
+    data = report(model("a", per_case=rows("ok", "ok")), model("b", per_case=rows("ok", "ok")), lost)
+    assert [(c.title, [b.n for b in c.boxes]) for c in cases.case_flow(data).columns] == [("a, b", [2, 2, 2]), ("c", [2, 1, 1])]
+
+
+def test_the_abstract_gives_what_n_and_the_headline_with_intervals():
+    assert tables.abstract(report(facts=Facts(name="livers")), ["dice"]) == (
+        "unet was evaluated on 8 cases of livers for the structure a: mean Dice 0.900 [95 % interval 0.850 to 0.950]; "
+        "what was missed counts as worst."
+    )
+
+
+def test_the_abstract_of_many_structures_gives_the_range():
+    names = {"a": 0.9, "b": 0.5, "c": 0.7}
+    per_case = [row for s in names for row in rows("ok", structure=s)]
+    found = pd.concat([summary(structure=s, mean=m, ci_low=math.nan) for s, m in names.items()])
+    text = tables.abstract(report(model(per_case=per_case, summary=found)), ["dice"])
+    assert "for 3 structures: mean Dice from 0.500 (b) to 0.900 (a);" in text
+
+
+def test_several_patients_cases_are_counted_apart_in_the_abstract():
+    per_case = [row | {"patient_id": f"p{i // 4}"} for i, row in enumerate(rows(*["ok"] * 8))]
+    assert "8 cases (2 patients)" in tables.abstract(report(model(per_case=per_case)), ["dice"])
+
+
+@pytest.mark.parametrize(("metric", "worst", "defined", "gain"), [("dice", 0.7, 0.9, "0.200"), ("hd95_mm", 9.0, 2.0, "7.00")])
+def test_where_leaving_out_flatters_is_said_with_the_amount_and_the_cases(metric, worst, defined, gain):
+    both = [summary(metric=metric, mean=worst), summary(metric=metric, convention="defined", mean=defined, n=6, n_undefined=2)]
+    (found,) = tables.flattered(report(model(summary=pd.concat(both))))
+    assert (found.gain, found.n) == (gain, "2")
+
+
+def test_nothing_flatters_where_the_conventions_agree_or_defined_is_the_worse():
+    for mean in (0.9, 0.8):
+        both = pd.concat([summary(), summary(convention="defined", mean=mean)])
+        assert tables.flattered(report(model(summary=both))) == []
+
+
+def test_counts_of_empty_masks_are_shown_where_the_summary_has_them():
+    counts = {"n_true_negative": 1, "n_missed": 2, "n_false_positive": 3}
+    data = report(model(summary=summary(**counts)))
+    assert tables.counted(data) == list(counts) and tables.counted(report()) == []
+    assert tables.summary_blocks(data, "worst")[0].metrics[0][1][0].counts == ("1", "2", "3")

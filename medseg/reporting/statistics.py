@@ -1,0 +1,118 @@
+"""Tables of the further statistics, where an evaluation has them: agreement of sizes, subgroups, ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from medseg.reporting.collect import ReportData
+from medseg.reporting.exports import Table
+from medseg.reporting.tables import confidence
+from medseg.reporting.words import NONE, MetricText, describe, format_number, unit_words
+
+# statistic in agreement.csv -> its header; those of a size carry the unit.
+AGREEMENT = {
+    "bias": "Bias",
+    "limit_lower": "Lower limit",
+    "limit_upper": "Upper limit",
+    "icc_2_1": "ICC(2,1)",
+    "icc_3_1": "ICC(3,1)",
+    "passing_bablok_slope": "Slope (Passing-Bablok)",
+    "deming_slope": "Slope (Deming)",
+    "within_subject_cv": "Within-subject CV",
+}
+
+
+def statistics_tables(data: ReportData, headline: Sequence[str]) -> list[Table]:
+    """The tables that there are.
+
+    Args:
+        headline: columns of the metrics that subgroups are shown for.
+    """
+    found = (_agreement(data), _subgroups(data, headline), _ranking(data))
+    return [table for table in found if table is not None]
+
+
+def _agreement(data: ReportData) -> Table | None:
+    table = _of_models(data, "agreement")
+    if table is None:
+        return None
+    unit = next((u for u in table["unit"] if u), "")
+    shown = [s for s in AGREEMENT if (table["statistic"] == s).any()]
+    rows = [
+        [structure, model, *_figures(part, shown), format_number(part["n"].iloc[0], 0)]
+        for structure, model, part in _parts(data, table)
+    ]
+    sized = {"bias", "limit_lower", "limit_upper"}
+    headers = ["Structure", "Model", *(f"{AGREEMENT[s]} ({unit})" if s in sized and unit else AGREEMENT[s] for s in shown), "n"]
+    caption = (
+        f"Agreement of predicted and reference sizes, with {confidence(data)} intervals. Limits of agreement after Bland and "
+    )
+    caption += "Altman; ICC(2,1) is of absolute agreement, ICC(3,1) of consistency; a slope of 1 is agreement. "
+    caption += "What has no prediction counts as size 0."
+    return Table("agreement", caption, table, headers, rows, [False] * 2 + [True] * (len(shown) + 1))
+
+
+def _figures(part: pd.DataFrame, shown: Sequence[str]) -> list[str]:
+    found = {row["statistic"]: row for _, row in part.iterrows()}
+    return [_with_limits(describe(s), found[s], "value") if s in found else NONE for s in shown]
+
+
+def _subgroups(data: ReportData, headline: Sequence[str]) -> Table | None:
+    table = _of_models(data, "subgroups")
+    if table is None:
+        return None
+    chosen = table[(table["convention"] == "worst") & table["metric"].isin(list(headline))]
+    rows = [
+        [row["covariate"], row["group"], structure, describe(row["metric"]).label, model]
+        + [_with_limits(describe(row["metric"]), row, "mean"), format_number(row["n"], 0), format_number(row["n_undefined"], 0)]
+        for structure, model, part in _parts(data, chosen)
+        for _, row in part.iterrows()
+    ]
+    rows.sort(key=lambda row: row[0])
+    headers = ["Column", "Group", "Structure", "Metric", "Model", f"Mean [{confidence(data)} interval]", "n", "Undefined"]
+    caption = f"Groups of cases. Mean under the convention “worst” with {confidence(data)} intervals over {unit_words(data)}. "
+    caption += "Groups are described, not tested: no difference between them was looked for, and none is claimed."
+    return Table("subgroups", caption, table, headers, rows, [False] * 5 + [True] * 3) if rows else None
+
+
+def _ranking(data: ReportData) -> Table | None:
+    table = data.ranking
+    if table is None or table.empty:
+        return None
+    rows = []
+    for row in table[table["structure"].isin(data.structures)].to_dict("records"):
+        text, first = describe(row["metric"]), row.get("share_rank_1")
+        known = pd.notna(row["rank_low"])
+        among = f"{row['rank_low']:.0f} to {row['rank_high']:.0f}" if known else NONE
+        share = f"{100 * first:.0f} %" if first is not None and pd.notna(first) else NONE
+        rows.append([row["structure"], text.label, format_number(row["rank"], 0), row["model"], text.format(row["mean"])])
+        rows[-1] += [among, share, format_number(row["n"], 0)]
+    headers = ["Structure", "Metric", "Rank", "Model", "Mean", f"{confidence(data)} of resamples", "First in", "n"]
+    caption = "Ranking of the models by their means under the convention “worst”. Beside each rank, where it lies when "
+    caption += f"{unit_words(data)} are resampled, and how often the model is the first."
+    return Table("ranking", caption, table, headers, rows, [False] * 2 + [True, False] + [True] * 4)
+
+
+def _of_models(data: ReportData, name: str) -> pd.DataFrame | None:
+    found = [getattr(m, name).assign(model=m.name) for m in data.models if getattr(m, name) is not None]
+    table = pd.concat(found, ignore_index=True) if found else None
+    if table is None or table.empty:
+        return None
+    return table[["model", *(column for column in table.columns if column != "model")]]
+
+
+def _parts(data: ReportData, table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    for structure in data.structures:
+        for model in data.models:
+            part = table[(table["structure"] == structure) & (table["model"] == model.name)]
+            if len(part):
+                yield structure, model.name, part
+
+
+def _with_limits(text: MetricText, row: pd.Series[Any], column: str) -> str:
+    if pd.isna(row["ci_low"]) or pd.isna(row["ci_high"]):
+        return text.format(row[column])
+    return f"{text.format(row[column])} [{text.format(row['ci_low'])} to {text.format(row['ci_high'])}]"

@@ -1,0 +1,65 @@
+"""The report as PDF."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+
+import pytest
+from reporting.phantom_run import HOSTILE, write_picture_run
+
+from medseg.reporting import pdf
+from pipelines.config import RunConfig
+from pipelines.report import run
+
+HAS_WEASYPRINT = importlib.util.find_spec("weasyprint") is not None
+HAS_BROWSER = any(map(shutil.which, pdf.BROWSERS))
+LONG = "".join(f"<tr><td>row {i}</td></tr>" for i in range(150))
+PAGE = f"""<!doctype html><title>A report</title><style>@page {{ size: A4 }} thead {{ display: table-header-group }}</style>
+<p style="color: var(--ink)">Ä text</p><table><thead><tr><th>Heading</th></tr></thead><tbody>{LONG}</tbody></table>"""
+
+
+def pages_of(path):
+    if shutil.which("pdftotext") is None:
+        pytest.skip("needs pdftotext (poppler) to read the PDF")
+    return subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, text=True, check=True).stdout.split("\f")[:-1]
+
+
+@pytest.mark.parametrize("way", ["_with_weasyprint", "_with_browser"])
+def test_a_page_becomes_a_pdf_whose_tables_repeat_their_heads(tmp_path, way):
+    if not (HAS_WEASYPRINT if way == "_with_weasyprint" else HAS_BROWSER):
+        pytest.skip("needs WeasyPrint, or Chromium")
+    assert getattr(pdf, way)(PAGE, tmp_path / "r.pdf") == ""
+    pages = pages_of(tmp_path / "r.pdf")
+    assert len(pages) > 1 and all("Heading" in page for page in pages) and "Ä text" in pages[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["r.pdf"]
+
+
+def test_nothing_is_fetched_from_elsewhere(tmp_path):
+    if not HAS_WEASYPRINT:
+        pytest.skip("needs WeasyPrint")
+    secret = tmp_path / "secret.css"
+    secret.write_text("body::after { content: 'fetched' }")
+    page = f'<link rel="stylesheet" href="{secret.as_uri()}"><p>text</p>'
+    assert pdf._with_weasyprint(page, tmp_path / "r.pdf") == ""
+    assert "fetched" not in pages_of(tmp_path / "r.pdf")[0]
+
+
+def test_without_both_there_is_one_sentence_and_no_old_pdf(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "r.pdf").write_text("of an earlier report")
+    reason = pdf.write_pdf(PAGE, tmp_path / "r.pdf")
+    assert "WeasyPrint is not installed" in reason and "pip install medseg[pdf]" in reason and "\n" not in reason
+    assert not (tmp_path / "r.pdf").exists()
+
+
+@pytest.mark.skipif(not (HAS_WEASYPRINT or HAS_BROWSER), reason="needs WeasyPrint or Chromium")
+def test_the_report_of_a_run_has_a_pdf_with_page_numbers(tmp_path):
+    assert run(RunConfig.load(write_picture_run(tmp_path), ["report.pdf=true"])) == 0
+    pages = pages_of(tmp_path / "run" / "report" / "report.pdf")
+    text = " ".join(" ".join(pages).split())
+    assert f"1 / {len(pages)}" in " ".join(pages[0].split())
+    assert "For research use only" in text and "Every case" in text and HOSTILE.split()[0] in text
+    assert "Filter" not in text  # no tools of the screen
