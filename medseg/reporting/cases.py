@@ -202,6 +202,16 @@ def check_warnings(data: ReportData) -> list[Failure]:
     return _problems(data.checks, "warning")
 
 
+def reservations(data: ReportData) -> list[Failure]:
+    """Cases that were measured, and what must be known of it: that a mask was resampled, or had no usable probabilities."""
+    return [
+        Failure(str(row["case_id"]), model.name, "evaluate", str(row["reason"]))
+        for model in data.models
+        if model.cases is not None and {"status", "reason"} <= set(model.cases)
+        for row in model.cases[(model.cases["status"] == "ok") & (model.cases["reason"].astype(str) != "")].to_dict("records")
+    ]
+
+
 def _problems(checks: pd.DataFrame | None, severity: str) -> list[Failure]:
     if checks is None:
         return []

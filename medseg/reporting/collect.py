@@ -40,6 +40,9 @@ TEXT = {
     "statistic",
     "covariate",
     "group",
+    "verdict_a",
+    "verdict_b",
+    "mixed_note",
 }
 _INTERVAL = ("n", "n_undefined", "ci_low", "ci_high")
 # Table -> the stage that writes it, and the columns without which there is no report.

@@ -94,15 +94,20 @@ def _comparison(data: ReportData) -> Table | None:
     if data.comparison_summary is None or not groups:
         return None
     headers = ["Structure", "Metric", "Difference of", "Mean", f"{tables.confidence(data)} interval", "Favours"]
-    headers += ["Better / equal / worse", "n", "Missed", "Undefined", "p"]
+    headers += ["Better / equal / worse", "n", "Missed", "Undefined", "p", "Effect"]
+    judged = any(r.verdict for _, group in groups for r in group)
     rows = [
-        [structure, r.metric.label, r.pair, r.difference, r.interval, r.favours, r.wins, r.n, r.n_missing, r.n_undefined, r.p]
+        [
+            *(structure, r.metric.label, r.pair, r.difference, r.interval, r.favours, r.wins, r.n, r.n_missing, r.n_undefined),
+            *(r.p, r.effect, *([r.verdict] if judged else [])),
+        ]
         for structure, group in groups
         for r in group
     ]
     caption = "Paired comparison of the models on the same cases; what one of them missed counts as its worst. p by Wilcoxon’s "
-    caption += "signed rank test, corrected after Holm for all rows."
-    numeric = [False] * 3 + [True] * 2 + [False] + [True] * 5
+    caption += "signed rank test, corrected after Holm for all rows; effect: rank-biserial correlation of matched pairs."
+    numeric = [False] * 3 + [True] * 2 + [False] + [True] * 6 + [False] * judged
+    headers += ["Verdict on the first"] * judged
     return Table("comparison_summary", caption, data.comparison_summary, headers, rows, numeric)
 
 

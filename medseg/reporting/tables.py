@@ -216,7 +216,12 @@ def confidence(data: ReportData) -> str:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """Two models on the same cases: one metric of one structure."""
+    """Two models on the same cases: one metric of one structure.
+
+    Args:
+        effect: matched-pairs rank-biserial correlation, above 0 where the first model is better.
+        verdict: of the first model against the margin; empty where none was named.
+    """
 
     metric: MetricText
     pair: str
@@ -228,6 +233,8 @@ class ComparisonRow:
     n_missing: str
     n_undefined: str
     p: str
+    effect: str
+    verdict: str
 
 
 def comparison_groups(data: ReportData) -> list[tuple[str, list[ComparisonRow]]]:
@@ -256,7 +263,15 @@ def _comparison_row(row: pd.Series[Any]) -> ComparisonRow:
         n_missing=format_number(row["n_missing"], 0),
         n_undefined=format_number(row["n_undefined"], 0),
         p=_p_value(row["p_holm"]),
+        effect=format_number(row.get("rank_biserial"), 2),
+        verdict=_verdict(text, row),
     )
+
+
+def _verdict(text: MetricText, row: pd.Series[Any]) -> str:
+    if pd.isna(margin := row.get("margin", math.nan)):
+        return ""
+    return f"{row['verdict_a'] or 'no interval'} (margin {text.format(margin)})"
 
 
 def _signed(text: MetricText, value: float) -> str:

@@ -25,7 +25,7 @@ SETTINGS = {
     "models": {"unet": {"features": [4, 8]}, "wide": {"architecture": "unet", "features": [6, 8]}},
     "training": {"epochs": 1, "steps_per_epoch": 3, "device": "cpu", "workers": 0},
     "evaluate": {"bootstrap_resamples": 100, "metrics": ["dice"]},
-    "report": {"gallery_cases": 0},
+    "report": {"gallery_cases": 0, "pdf": False},
 }
 VARY = ["training.loss=dice_ce,dice", "training.augmentation.elastic.probability=0,0.3"]
 NAMES = [f"loss={loss},elastic.probability={p}" for loss in ("dice_ce", "dice") for p in ("0", "0.3")]

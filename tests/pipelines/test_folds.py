@@ -27,7 +27,7 @@ SETTINGS = {
     "models": {"unet": {"features": [4, 8]}},
     "training": {"epochs": 1, "steps_per_epoch": 3, "device": "cpu", "workers": 0},
     "evaluate": {"bootstrap_resamples": 100, "metrics": ["dice"]},
-    "report": {"gallery_cases": 0},
+    "report": {"gallery_cases": 0, "pdf": False},
 }
 POOL = [f"train{n:02d}" for n in range(6)] + ["val00", "val01"]
 

@@ -18,9 +18,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_every_command_is_named_and_every_named_command_is_there():
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    named = {word for group in re.findall(r"medseg ([a-z|\\]+)", README) for word in group.replace("\\", "").split("|")}
+    named = {word for group in re.findall(r"medseg ([a-z|\\-]+)", README) for word in group.replace("\\", "").split("|")}
     assert commands <= named
-    assert not set(re.findall(r"`medseg ([a-z]+) ", README)) - commands
+    assert not set(re.findall(r"`medseg ([a-z-]+) ", README)) - commands
 
 
 def test_every_link_leads_somewhere():

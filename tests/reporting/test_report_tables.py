@@ -171,6 +171,30 @@ def test_the_comparison_favours_the_model_that_is_clearly_better(metric, low, hi
     assert structure == "a" and found.favours == favours and found.wins == "5 / 1 / 2" and found.p == "< 0.001"
 
 
+@pytest.mark.parametrize(
+    ("more", "effect", "verdict"),
+    [
+        ({"rank_biserial": 0.25, "margin": 0.02, "verdict_a": "non-inferior"}, "0.25", "non-inferior (margin 0.020)"),
+        ({"rank_biserial": math.nan, "margin": 0.02, "verdict_a": ""}, "–", "no interval (margin 0.020)"),
+        ({"rank_biserial": -1.0, "margin": math.nan, "verdict_a": ""}, "−1.00", ""),
+        ({}, "–", ""),  # a table that an earlier version wrote
+    ],
+)
+def test_the_comparison_tells_effects_and_verdicts(more, effect, verdict):
+    row = {"structure": "a", "metric": "dice", "model_a": "unet", "model_b": "fcn", "n": 8, "n_missing": 0, "n_undefined": 0}
+    row |= {"mean_difference": 0.01, "ci_low": -0.01, "ci_high": 0.02, "wins": 5, "ties": 0, "losses": 3, "p_holm": 0.5}
+    ((_, (found,)),) = tables.comparison_groups(report(comparison_summary=pd.DataFrame([row | more])))
+    assert (found.effect, found.verdict) == (effect, verdict)
+
+
+def test_what_was_measured_with_a_reservation_is_told():
+    table = pd.DataFrame(
+        {"case_id": ["a", "b", "c"], "status": ["ok", "ok", "unreadable"], "reason": ["resampled by nearest", "", "damaged"]}
+    )
+    (found,) = cases.reservations(report(model(cases=table), model("fcn")))
+    assert (found.case_id, found.model, found.reason) == ("a", "unet", "resampled by nearest")
+
+
 def test_the_comparison_follows_the_order_of_the_structures():
     row = {"metric": "dice", "model_a": "unet", "model_b": "fcn8s", "n": 8, "n_missing": 0, "n_undefined": 0, "p_holm": 1.0}
     row |= {"mean_difference": 0.0, "ci_low": -0.1, "ci_high": 0.1, "wins": 4, "ties": 0, "losses": 4}
