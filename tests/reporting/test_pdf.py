@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import warnings
 
 import pytest
 from reporting.phantom_run import HOSTILE, write_picture_run
@@ -13,7 +14,19 @@ from medseg.reporting import pdf
 from pipelines.config import RunConfig
 from pipelines.report import run
 
-HAS_WEASYPRINT = importlib.util.find_spec("weasyprint") is not None
+
+def weasyprint_works() -> bool:
+    """Installed, and its native libraries (Pango) too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import weasyprint  # noqa: F401
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+HAS_WEASYPRINT = weasyprint_works()
 HAS_BROWSER = any(map(shutil.which, pdf.BROWSERS))
 LONG = "".join(f"<tr><td>row {i}</td></tr>" for i in range(150))
 PAGE = f"""<!doctype html><title>A report</title><style>@page {{ size: A4 }} thead {{ display: table-header-group }}</style>
