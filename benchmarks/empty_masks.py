@@ -27,8 +27,8 @@ from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme, Structure
 from medseg.evaluation.case import Ruler, evaluate_case
 from medseg.evaluation.summary import EMPTY
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 CASES = {"perfect": (1, 1), "missed": (1, 0), "invented": (0, 1), "empty in both": (0, 0)}
 FIGURES = ("dice", "hd95", "surface_dice")

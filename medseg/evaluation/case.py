@@ -18,8 +18,9 @@ from medseg.core.volume import LabelMap
 from medseg.evaluation.pairs import Pair, on_grid
 from medseg.io.formats import read_labels
 from medseg.io.probabilities import ProbabilityMaps, read_probabilities
+from medseg.metrics.measures import Measure
 from medseg.metrics.pair import LESION_OVERLAP, Frame, StructurePair, pair_structures
-from medseg.metrics.table import METRICS, Measure
+from medseg.metrics.table import METRICS
 
 Status = Literal["ok", "both_empty", "reference_empty", "prediction_empty", "prediction_missing", "unreadable", "grid_mismatch"]
 Classes = npt.NDArray[np.uint8]

@@ -21,7 +21,7 @@ from medseg.evaluation.intervals import mean_intervals
 from medseg.evaluation.paired import judge, mixed_difference, rank_biserial, wilcoxon
 from medseg.evaluation.summary import under_worst, units_of
 from medseg.evaluation.table import Evaluation
-from medseg.metrics.table import Measure
+from medseg.metrics.measures import Measure
 
 Array = npt.NDArray[np.float64]
 KEYS = ["case_id", "structure"]

@@ -21,7 +21,7 @@ from medseg.evaluation.intervals import mean_intervals
 from medseg.evaluation.pairs import Pair, on_grid, pair_folders
 from medseg.evaluation.summary import under_worst
 from medseg.evaluation.table import Evaluation
-from medseg.metrics.table import Measure
+from medseg.metrics.measures import Measure
 
 Array = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.uint8]

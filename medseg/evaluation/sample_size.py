@@ -14,7 +14,7 @@ from medseg.evaluation.agreement import unit_means
 from medseg.evaluation.intervals import FEWEST_UNITS, mean_intervals
 from medseg.evaluation.summary import under_worst, units_of
 from medseg.evaluation.table import Evaluation
-from medseg.metrics.table import Measure
+from medseg.metrics.measures import Measure
 
 Array = npt.NDArray[np.float64]
 UPPER_CONFIDENCE = 0.8  # that the pilot's upper limit is above the true standard deviation (Browne 1995)

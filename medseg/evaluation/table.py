@@ -21,8 +21,8 @@ from medseg.evaluation.case import CaseResult, Ruler, measure_pair, rows_without
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.pairs import Pair
 from medseg.io.formats import read_grid
+from medseg.metrics.measures import Measure, measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import Measure, measures_for
 
 Spacing = tuple[float, float, float]
 NUMBERS = "%.8g"

@@ -22,8 +22,8 @@ from medseg.evaluation.agreement import (
     within_subject_cv,
 )
 from medseg.evaluation.table import Evaluation
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 # Peak expiratory flow (l/min) of 17 subjects, first readings with a large and a mini meter (Bland & Altman, Lancet 1986).
 LARGE = [494, 395, 516, 434, 476, 557, 413, 442, 650, 433, 417, 656, 267, 478, 178, 423, 427]

@@ -12,8 +12,8 @@ from medseg.evaluation.compare import SUMMARY_COLUMNS, compare_evaluations, holm
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import comparison_text, text_table
 from medseg.evaluation.table import Evaluation
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 NAN = float("nan")
 SETTINGS = EvaluateConfig(bootstrap_resamples=500)

@@ -12,8 +12,8 @@ from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import ranking_text
 from medseg.evaluation.ranking import kendall_tau, rank_models, ranks_of
 from medseg.evaluation.table import Evaluation
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 SETTINGS = EvaluateConfig(bootstrap_resamples=10_000)
 MEASURES = tuple(measures_for(["dice", "hd95", "reference_volume"], Frame(True, False), {"liver": 2.0}))

@@ -19,8 +19,8 @@ from medseg.evaluation.sample_size import (
     check_by_bootstrap,
 )
 from medseg.evaluation.table import Evaluation, write_evaluation
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 from pipelines.cases_needed import cases_needed
 
 MEASURES = tuple(measures_for(["dice", "hd95"], Frame(True, False), {"liver": 2.0, "tumour": 2.0}))

@@ -14,8 +14,8 @@ from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.subgroups import SUBGROUP_COLUMNS, covariates_of, group_cases, summarise_subgroups
 from medseg.evaluation.summary import summarise
 from medseg.evaluation.table import Evaluation
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 NAN = float("nan")
 SETTINGS = EvaluateConfig(bootstrap_resamples=500)

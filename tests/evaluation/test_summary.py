@@ -10,8 +10,8 @@ from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import summary_text
 from medseg.evaluation.summary import SUMMARY_COLUMNS, gains_of_defined, summarise, under_worst
 from medseg.evaluation.table import Evaluation
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 NAN = float("nan")
 SETTINGS = EvaluateConfig(bootstrap_resamples=500)

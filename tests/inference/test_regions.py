@@ -12,8 +12,8 @@ from medseg.core.labels import LabelScheme, Region, Structure
 from medseg.evaluation.case import Ruler, evaluate_case
 from medseg.inference.restore import restore
 from medseg.losses.registry import LOSSES, build_loss
+from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
-from medseg.metrics.table import measures_for
 
 BRATS = LabelScheme(
     structures=[Structure(name=n, id=i) for i, n in enumerate(("necrosis", "oedema", "non_enhancing", "enhancing"), start=1)],

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from medseg.core.grid import Grid
+from medseg.metrics.measures import Measure, measures_for
 from medseg.metrics.pair import Frame, pair_structures
-from medseg.metrics.table import METRICS, Measure, measures_for, metric_names
+from medseg.metrics.table import METRICS, metric_names
 
 VOLUMES, PIXELS = Frame(physical=True, planar=False), Frame(physical=False, planar=True)
 
