@@ -18,6 +18,7 @@ from medseg.core.volume import LabelMap
 from medseg.evaluation.pairs import Pair, on_grid
 from medseg.io.formats import read_labels
 from medseg.io.probabilities import ProbabilityMaps, read_probabilities
+from medseg.metrics.calibration import Reliability, reliability_of
 from medseg.metrics.measures import Measure
 from medseg.metrics.pair import LESION_OVERLAP, Frame, StructurePair, pair_structures
 from medseg.metrics.table import METRICS
@@ -54,6 +55,7 @@ class CaseResult:
         rows: one a structure (or region), as in per_case.csv without the case's names.
         status: ok, prediction_missing, unreadable or grid_mismatch.
         reason: one sentence where it is not ok, or where the prediction was resampled.
+        reliability: of each structure whose probabilities were measured, the bins of a reliability diagram.
         diagonal: of the reference's grid; NaN where the reference could not be read, and the case not be evaluated.
     """
 
@@ -61,6 +63,7 @@ class CaseResult:
     status: Status = "ok"
     reason: str = ""
     diagonal: float = math.nan
+    reliability: dict[str, Reliability] = field(default_factory=dict)
 
 
 def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
@@ -76,10 +79,10 @@ def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
         maps = _probabilities(pair, ruler, grid) if prediction is not None else None
     except CaseError as error:
         maps, reason = None, f"{reason} {error}".strip()
-    rows = evaluate_case(reference, prediction, grid, ruler, maps)
+    rows, bins = _measure(reference, prediction, grid, ruler, maps)
     if prediction is None:
         rows = [row | {"status": status} for row in rows]
-    return CaseResult(rows, status, reason, grid.diagonal)
+    return CaseResult(rows, status, reason, grid.diagonal, bins)
 
 
 def _reference(pair: Pair, ruler: Ruler) -> LabelMap:
@@ -107,31 +110,36 @@ def _probabilities(pair: Pair, ruler: Ruler, grid: Grid) -> ProbabilityMaps | No
     return read_probabilities(pair.probabilities, grid) if wanted and pair.probabilities else None
 
 
-def evaluate_case(
-    reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler, maps: ProbabilityMaps | None = None
-) -> list[dict[str, Any]]:
+def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler) -> list[dict[str, Any]]:
     """The rows of one case: a structure each (or a region each, where the scheme has regions), with its figures and status.
 
     Args:
         reference, prediction: (X, Y, Z) uint8 class indices on `grid`. Without a prediction only the reference's size is
             measured, and the status is prediction_missing.
-        maps: probabilities on `grid`.
     Returns: dictionaries with `structure`, one key a measure (NaN where undefined) and `status`.
     """
+    return _measure(reference, prediction, grid, ruler)[0]
+
+
+def _measure(
+    reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler, maps: ProbabilityMaps | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Reliability]]:
+    """The rows of one case, and the bins of its probabilities (`maps`, on `grid`)."""
     absent = prediction is None
     compared = np.zeros_like(reference) if prediction is None else prediction
     measured = ruler.scheme.measured
     pairs = pair_structures(
         reference, compared, grid, ruler.frame, list(measured.values()), ruler.tolerances, ruler.lesion_overlap
     )
-    rows = []
+    rows, bins = [], {}
     for name, pair in zip(measured, pairs, strict=True):
         if maps is not None:
             pair = replace(pair, probability=partial(maps.of, name))
+            bins[name] = pair.once(reliability_of)
         measurable = [m for m in ruler.measures if m.applies(name) and (not absent or m.metric == "reference_volume")]
         figures = {m.column: METRICS[m.metric].function(pair) for m in measurable}
         rows.append(_row(name, ruler.measures, figures, "prediction_missing" if absent else _status(pair)))
-    return rows
+    return rows, bins
 
 
 def _status(pair: StructurePair) -> Status:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medseg.core.cases import Outcome, map_cases
 from medseg.core.errors import CaseError, ConfigError, StageError
-from medseg.core.files import write_text
+from medseg.core.files import remove, write_text
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.record import read_record
@@ -21,6 +22,7 @@ from medseg.evaluation.case import CaseResult, Ruler, measure_pair, rows_without
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.pairs import Pair
 from medseg.io.formats import read_grid
+from medseg.metrics.calibration import Reliability
 from medseg.metrics.measures import Measure, measures_for
 from medseg.metrics.pair import Frame
 
@@ -38,12 +40,15 @@ class Evaluation:
             cannot be evaluated), reference, prediction; one row a case.
         measures: what the columns are.
         length_unit: of the diagonal: mm or px.
+        reliability: structure, bin_from, bin_to, n (voxels), mean_probability, hit_rate, over all cases; empty where no
+            probabilities were measured. `load_evaluation` leaves it empty.
     """
 
     per_case: pd.DataFrame
     cases: pd.DataFrame
     measures: tuple[Measure, ...]
     length_unit: str
+    reliability: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def structures(self) -> list[str]:
@@ -88,7 +93,31 @@ def evaluate_cases(
     per_case = [{"case_id": p.case_id, "patient_id": p.patient_id, **row} for p, result in results for row in result.rows]
     columns = ["case_id", "patient_id", "structure", *(m.column for m in measures), "status"]
     cases = pd.DataFrame([_case_row(pair, result) for pair, result in results])
-    return Evaluation(pd.DataFrame(per_case, columns=columns), cases, measures, frame.length_unit)
+    bins = _reliability([result for _, result in results])
+    return Evaluation(pd.DataFrame(per_case, columns=columns), cases, measures, frame.length_unit, bins)
+
+
+def _reliability(results: Sequence[CaseResult]) -> pd.DataFrame:
+    """The bins of all cases added up, a row a structure and bin."""
+    total: dict[str, Reliability] = {}
+    for result in results:
+        for name, bins in result.reliability.items():
+            total[name] = total[name] + bins if name in total else bins
+    return pd.concat([_bins(name, bins) for name, bins in total.items()], ignore_index=True) if total else pd.DataFrame()
+
+
+def _bins(name: str, bins: Reliability) -> pd.DataFrame:
+    edges = np.linspace(0, 1, bins.counts.size + 1)
+    return pd.DataFrame(
+        {
+            "structure": name,
+            "bin_from": edges[:-1],
+            "bin_to": edges[1:],
+            "n": bins.counts,
+            "mean_probability": bins.mean_confidence,
+            "hit_rate": bins.hit_rate,
+        }
+    )
 
 
 def common_frame(grids: dict[str, Grid]) -> Frame:
@@ -140,7 +169,11 @@ def _case_row(pair: Pair, result: CaseResult) -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write per_case.csv and cases.csv (where `diagonal` carries its unit)."""
+    """Write per_case.csv, cases.csv (where `diagonal` carries its unit) and, where there is any, reliability.csv."""
+    if evaluation.reliability.empty:
+        remove(folder / "reliability.csv")
+    else:
+        write_table(folder / "reliability.csv", evaluation.reliability)
     write_table(folder / "per_case.csv", evaluation.per_case)
     write_table(folder / "cases.csv", evaluation.cases.rename(columns={"diagonal": f"diagonal_{evaluation.length_unit}"}))
 

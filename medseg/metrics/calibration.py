@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medseg.metrics.overlap import CHUNK_VOXELS
+from medseg.metrics.pair import StructurePair
 
 N_BINS = 15
 MARGIN = 10.0  # mm, or pixels where sizes are unknown
@@ -102,6 +103,17 @@ def _checked(given: npt.NDArray[np.floating]) -> Sums:
             f"probabilities from {given.min():g} to {given.max():g} are not from 0 to 1; give the network's output after softmax"
         )
     return np.clip(given, 0, 1, dtype=np.float64)
+
+
+def reliability_of(pair: StructurePair) -> Reliability:
+    """The bins of a pair, over the box around the structure (`calibration_box`); none in them without probabilities, or where the
+    structure is in neither mask.
+    """
+    given = pair.probabilities()
+    place = calibration_box(pair.box and pair.box[: len(pair.sides)], pair.extent, pair.sides)
+    if given is None or place is None:
+        return reliability(np.zeros(0, bool), np.zeros(0, np.float32))
+    return reliability(pair.masks()[0][place], given[place], pair.ignored[place])
 
 
 def expected_calibration_error(bins: Reliability) -> float:

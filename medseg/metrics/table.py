@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from medseg.metrics import membranes, overlap, topology
 from medseg.metrics.boundary import boundary_distance, boundary_iou
-from medseg.metrics.calibration import Reliability, brier_score, calibration_box, expected_calibration_error, reliability
+from medseg.metrics.calibration import brier_score, expected_calibration_error, reliability_of
 from medseg.metrics.instances import (
     Overlaps,
     Panoptic,
@@ -131,15 +129,6 @@ def _centrelines(pair: StructurePair) -> topology.CentrelineOverlap:
 
 def _betti(pair: StructurePair) -> topology.Betti:
     return topology.betti_errors(*pair.masks(pair.box or (slice(0, 0),) * 3))
-
-
-def _reliability(pair: StructurePair) -> Reliability:
-    """Over the box around the structure; without probabilities, or without the structure, no voxel at all."""
-    given = pair.probabilities()
-    place = calibration_box(pair.box and pair.box[: len(pair.sides)], pair.extent, pair.sides)
-    if given is None or place is None:
-        return reliability(np.zeros(0, bool), np.zeros(0, np.float32))
-    return reliability(pair.masks()[0][place], given[place], pair.ignored[place])
 
 
 _STANDARD = (
@@ -422,7 +411,7 @@ _CALIBRATION = (
     Metric(
         "ece",
         "Calibration error",
-        lambda p: expected_calibration_error(p.once(_reliability)),
+        lambda p: expected_calibration_error(p.once(reliability_of)),
         "Expected calibration error of the structure's probability, 15 bins, in the box around it and 10 mm (or pixels)",
         "calibration",
         "lower",
@@ -433,7 +422,7 @@ _CALIBRATION = (
     Metric(
         "brier",
         "Brier score",
-        lambda p: brier_score(p.once(_reliability)),
+        lambda p: brier_score(p.once(reliability_of)),
         "Mean squared distance of the structure's probability from the truth, in the box around it and 10 mm (or pixels)",
         "calibration",
         "lower",

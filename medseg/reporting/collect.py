@@ -58,6 +58,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "agreement.csv": ("evaluate", ("structure", "statistic", "unit", "value", "ci_low", "ci_high", "n", "n_undefined")),
+    "reliability.csv": ("evaluate", ("structure", "n", "mean_probability", "hit_rate")),
     "subgroups.csv": ("evaluate", ("covariate", "group", "structure", "metric", "convention", *_INTERVAL, "mean")),
     "ranking.csv": ("evaluate", ("structure", "metric", "model", "n", "mean", "rank", "rank_low", "rank_high")),
     "predictions.csv": ("predict", ("case_id", "output", "status", "reason")),
@@ -95,7 +96,7 @@ class ModelResults:
     Args:
         per_case, summary: as the evaluation wrote them.
         cases: cases.csv, what became of each case and why; None where the evaluation gives none.
-        agreement, subgroups: None where the evaluation gives none.
+        agreement, subgroups, reliability: None where the evaluation gives none.
         predictions, log: None where there are none (masks made by another tool).
         fold_logs: of a cross-validation, the log of each fold.
         settings: architecture and options, `schedules`, one a log, and `records`, the stage.json of each training: whatever the
@@ -107,6 +108,7 @@ class ModelResults:
     summary: pd.DataFrame
     cases: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
+    reliability: pd.DataFrame | None = None
     subgroups: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
     predictions_folder: Path | None = None
@@ -292,8 +294,15 @@ def _origin(evaluation: Path) -> str:
 
 
 def _read_evaluation(name: str, place: Path) -> ModelResults:
-    cases, agreement, subgroups = (_optional(place / f"{table}.csv") for table in ("cases", "agreement", "subgroups"))
-    return ModelResults(name, read_table(place / "per_case.csv"), read_table(place / "summary.csv"), cases, agreement, subgroups)
+    return ModelResults(
+        name,
+        read_table(place / "per_case.csv"),
+        read_table(place / "summary.csv"),
+        cases=_optional(place / "cases.csv"),
+        agreement=_optional(place / "agreement.csv"),
+        reliability=_optional(place / "reliability.csv"),
+        subgroups=_optional(place / "subgroups.csv"),
+    )
 
 
 def _read_model(folder: Path, model: str, plan: dict[str, Any], evaluation: dict[str, Any]) -> ModelResults:

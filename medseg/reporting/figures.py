@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from medseg.drawing.agreement import Agreement, agreement_figure
 from medseg.drawing.curves import training_figure
 from medseg.drawing.flow import flow_figure
+from medseg.drawing.reliability import Diagram, reliability_figure
 from medseg.drawing.strips import Scale, Strip, strip_figure
 from medseg.drawing.style import PRINT_DPI, save_png, save_svg, to_svg
 from medseg.evaluation.agreement import Estimate, bland_altman, unit_means
@@ -110,6 +111,29 @@ def _agreement(
 
 def _interval(estimate: Estimate) -> tuple[float, float] | None:
     return (estimate.low, estimate.high) if np.isfinite(estimate.low) else None
+
+
+def reliability(data: ReportData, folder: Path) -> PlacedFigure | None:
+    """Reliability diagrams by structure and model; None where no probabilities were measured."""
+    panels = [
+        Diagram(
+            f"{structure}, {model.name}" if len(data.models) > 1 else structure,
+            place,
+            rows["mean_probability"].to_numpy(float),
+            rows["hit_rate"].to_numpy(float),
+            rows["n"].to_numpy(int),
+            float((rows["n"] * (rows["mean_probability"] - rows["hit_rate"]).abs()).sum() / rows["n"].sum()),
+        )
+        for place, structure in enumerate(data.structures)
+        for model in data.models
+        if model.reliability is not None and (rows := model.reliability[model.reliability["structure"] == structure])["n"].sum()
+    ]
+    if not panels:
+        return None
+    alt = (
+        "Reliability diagrams: the probability given against the share of voxels in the structure, for each structure and model."
+    )
+    return _place_plot(reliability_figure(panels[:MOST_PANELS]), folder, "reliability", alt)
 
 
 def curves(data: ReportData, folder: Path) -> PlacedFigure | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,19 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from phantoms import LPS_AFFINE, write_config, write_volume_set
 from PIL import Image
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256
+from medseg.core.grid import Grid
+from medseg.core.labels import LabelScheme, Structure
+from medseg.inference.probabilities import Probabilities
+from medseg.inference.window import Slab
 from pipelines.config import RunConfig
 from pipelines.evaluate import COMPARISON_FILES, TABLES, evaluate_folders, run
+from pipelines.report import report_folders
 
 COLUMNS = [
     *("case_id", "input", "output", "status", "reason", "seconds"),
@@ -275,6 +282,39 @@ def test_groups_of_cases_and_agreement_of_sizes(tmp_path, capsys):
         evaluate_folders(*places, cases=table, assignments=["evaluate.subgroups=[sex]"])
     assert evaluate_folders(*places) == 0
     assert not (tmp_path / "out" / "subgroups.csv").exists()
+
+
+def test_probabilities_beside_the_masks_are_measured(tmp_path):
+    """0.75 where the mask is and 0.25 elsewhere, with a mask that is right: each bin is off by a quarter."""
+    affine = np.diag([1.0, 1, 1, 1])
+    grid = Grid((12, 12, 12), affine)
+    scheme = LabelScheme(structures=[Structure(name="label_1", id=1)])
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[3:9, 3:9, 3:9] = 1
+    for name in ("r", "p"):
+        (tmp_path / name).mkdir()
+        for case in ("a", "b"):
+            nibabel.save(nibabel.Nifti1Image(mask, affine), tmp_path / name / f"{case}.nii.gz")
+    logit = math.log(3) / 2 * np.where(mask == 1, 1, -1)
+    with Probabilities(tmp_path / "p" / "a.probabilities.nii.gz", grid, grid, scheme) as file:
+        file.add(Slab(0, 0, torch.from_numpy(np.stack([-logit, logit]).astype(np.float32))))
+        file.finish()
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    assert evaluate_folders(*places, assignments=["evaluate.metrics=[dice, calibration]"]) == 0
+    table = pd.read_csv(tmp_path / "out" / "per_case.csv").set_index("case_id")
+    assert table.loc["a", ["ece", "brier"]].tolist() == pytest.approx([0.25, 0.0625], abs=1e-4)
+    assert table.loc["b", ["ece", "brier"]].isna().all()
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert (summary.loc[summary["metric"] == "ece", ["n", "n_undefined"]].to_numpy() == 1).all()
+    bins = pd.read_csv(tmp_path / "out" / "reliability.csv")
+    filled = bins[bins["n"] > 0]
+    assert filled["n"].tolist() == [12**3 - 6**3, 6**3] and filled["hit_rate"].tolist() == [0, 1]
+    assert filled["mean_probability"].tolist() == pytest.approx([0.25, 0.75], abs=1e-4)
+    report_folders([tmp_path / "out"], tmp_path / "report")
+    assert "Reliability diagrams" in (tmp_path / "report" / "report.html").read_text()
+    (tmp_path / "p" / "a.probabilities.nii.gz").unlink()
+    evaluate_folders(*places, assignments=["evaluate.metrics=[dice, calibration]"])
+    assert not (tmp_path / "out" / "reliability.csv").exists()
 
 
 def test_masks_on_other_voxels(tmp_path):
