@@ -11,7 +11,7 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from medseg.core.errors import UnreadableError
 from medseg.core.grid import Grid
@@ -69,6 +69,7 @@ def as_channels(pixels: Array) -> Array:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # a library that is lenient with pictures of its own (WeasyPrint) sets it for all
     with python_warnings.catch_warnings():
         # Pillow warns from 90 million pixels on, which a microscope may well give; from twice that on it refuses.
         python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -11,6 +11,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from PIL import ImageFile
+
 from medseg.core.files import atomic_path
 from medseg.drawing.style import THEME
 
@@ -51,8 +53,11 @@ def _with_weasyprint(page: str, path: Path) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            lenient = ImageFile.LOAD_TRUNCATED_IMAGES
             import weasyprint
             from weasyprint.urls import URLFetcher
+
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient  # it sets this for all: damaged scans would be read without a word
 
             # The page holds all that it needs; nothing is fetched from elsewhere.
             document = weasyprint.HTML(string=page, url_fetcher=URLFetcher(allowed_protocols=["data"])).render()

@@ -9,7 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from io_phantoms import counting
-from PIL import Image
+from PIL import Image, ImageFile
 
 from medseg.core.errors import LabelError, OutputError, UnreadableError
 from medseg.core.volume import LabelMap
@@ -115,6 +115,15 @@ def test_damage_is_unreadable(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(whole[:kept])
         with pytest.raises(UnreadableError, match=rf"cut\{suffix}.*intact copy"):
             read_volume(path)
+
+
+def test_a_lenient_library_does_not_make_readers_lenient(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)).save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "part.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadableError, match=r"part\.png"):
+        read_volume(tmp_path / "part.png")
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(tmp_path: Path) -> None:

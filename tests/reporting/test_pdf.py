@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
+import sys
 import warnings
 
 import pytest
@@ -57,6 +58,16 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path):
     page = f'<link rel="stylesheet" href="{secret.as_uri()}"><p>text</p>'
     assert pdf._with_weasyprint(page, tmp_path / "r.pdf") == ""
     assert "fetched" not in pages_of(tmp_path / "r.pdf")[0]
+
+
+def test_pictures_are_read_as_strictly_as_before(tmp_path):
+    """WeasyPrint tells Pillow, for the whole process, to read truncated pictures without a word."""
+    if not HAS_WEASYPRINT:
+        pytest.skip("needs WeasyPrint")
+    code = "from medseg.reporting.pdf import write_pdf; from pathlib import Path; from PIL import ImageFile; import sys\n"
+    code += f"assert write_pdf('<p>text</p>', Path({str(tmp_path / 'r.pdf')!r})) == ''\n"
+    code += "assert 'weasyprint' in sys.modules and not ImageFile.LOAD_TRUNCATED_IMAGES"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_both_there_is_one_sentence_and_no_old_pdf(tmp_path, monkeypatch):
