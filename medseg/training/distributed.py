@@ -21,9 +21,7 @@ from medseg.training.device import choose_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # of processes that wait while the main one chooses postprocessing and writes the model
-_ended: list[dist.ProcessGroup | None] = []
-"""Groups that are over, kept as long as the process lives. A DistributedDataParallel may outlive its group (in a traceback,
-in a cycle); if it were the last to hold it, it would wait with the GIL for a thread of gloo that waits for the GIL."""
+_wrapped: list[DistributedDataParallel] = []
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,9 @@ class Processes:
         """The network as training runs it: its gradients are the mean over the processes, its weights those of the main one."""
         if self.world == 1:
             return network
-        return DistributedDataParallel(network, [torch.cuda.current_device()] if device.type == "cuda" else None)
+        wrapped = DistributedDataParallel(network, [torch.cuda.current_device()] if device.type == "cuda" else None)
+        _wrapped.append(wrapped)
+        return wrapped
 
     def share_buffers(self, network: nn.Module) -> None:
         """The main process's running statistics for all: on CPUs each process keeps its own while it trains."""
@@ -128,7 +128,11 @@ def processes(device: str) -> Iterator[Processes]:
     try:
         yield Processes(int(os.environ["RANK"]), world)
     finally:
-        _ended.append(dist.group.WORLD)
+        # A reducer may outlive its group (in a traceback, in a cycle). If it were the last to hold it, it would wait with the GIL
+        # for a thread of gloo that waits for the GIL.
+        for network in _wrapped:
+            del network.reducer, network.logger
+        _wrapped.clear()
         dist.destroy_process_group()
 
 

@@ -138,7 +138,7 @@ def test_a_slice_among_volumes_is_measured_as_a_volume(save_labels):
 
 def test_a_fault_of_ours_counts_as_unreadable_and_never_as_absent(save_labels, monkeypatch):
     path = save_labels("a.nii.gz", _labels())
-    monkeypatch.setattr("medseg.evaluation.case.evaluate_case", lambda *a: 1 / 0)
+    monkeypatch.setattr("medseg.evaluation.case.pair_structures", lambda *a: 1 / 0)
     evaluation = evaluate_cases([Pair("a", "", path, path)], SCHEME, EvaluateConfig(workers=1))
     assert set(evaluation.per_case["status"]) == {"unreadable"}
     assert "ZeroDivisionError" in evaluation.cases["reason"][0]

@@ -242,7 +242,7 @@ def test_a_refusal_of_the_main_process_ends_all_and_is_said_once(together):
 
 
 def test_a_network_in_a_traceback_outlives_the_group(together):
-    """Without the reference that `processes` keeps, the first of these to destroy a group that works hangs."""
+    """Where its reducer is the last to hold a group that works, it hangs."""
     for _ in range(20):
         assert together(fail_after_a_step) == ["StageError: after a step."] * 2
 
