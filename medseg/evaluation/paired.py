@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medseg.evaluation.agreement import unit_means
 from medseg.evaluation.intervals import FEWEST_UNITS
 
 Array = npt.NDArray[np.float64]
@@ -20,10 +21,10 @@ OPTIMISERS = ("bfgs", "powell")  # of statsmodels; its default stops short where
 DIGITS = 12  # differences that are equal but for their last digits are ties
 
 
-def unit_means(differences: Array, units: Sequence[str]) -> Array:
+def _unit_differences(differences: Array, units: Sequence[str]) -> Array:
     """(units,): the mean difference of each unit, whose cases are not independent; units without one are left out."""
-    series = pd.Series(differences).groupby(np.asarray(units, dtype=str)).mean().dropna()
-    return np.asarray(series.round(DIGITS), dtype=np.float64)
+    means = unit_means(differences[:, None], units)[:, 0]
+    return means[~np.isnan(means)].round(DIGITS)
 
 
 def wilcoxon(differences: Array, units: Sequence[str]) -> float:
@@ -31,7 +32,7 @@ def wilcoxon(differences: Array, units: Sequence[str]) -> float:
 
     A patient's cases are not independent, so their mean difference is one observation. NaN below six units.
     """
-    means = unit_means(differences, units)
+    means = _unit_differences(differences, units)
     if len(means) < FEWEST_UNITS:
         return math.nan
     if not means.any():
@@ -50,7 +51,7 @@ def rank_biserial(gains: Array, units: Sequence[str]) -> float:
         gains: differences in the direction that is better.
     Returns: -1 to 1; 0 where no unit differs; NaN below six units.
     """
-    means = unit_means(gains, units)
+    means = _unit_differences(gains, units)
     if len(means) < FEWEST_UNITS:
         return math.nan
     from scipy import stats

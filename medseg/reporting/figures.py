@@ -18,6 +18,7 @@ from medseg.drawing.reliability import Diagram, reliability_figure
 from medseg.drawing.strips import Scale, Strip, strip_figure
 from medseg.drawing.style import PRINT_DPI, save_png, save_svg, to_svg
 from medseg.evaluation.agreement import Estimate, bland_altman, unit_means
+from medseg.evaluation.summary import units_of
 from medseg.reporting.cases import case_flow
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.words import describe, find_metric
@@ -87,9 +88,9 @@ def _agreement(
     rows = model.per_case[(model.per_case["structure"] == structure) & (model.per_case["status"] != "unreadable")]
     if reference not in rows or predicted not in rows:
         return None
-    units = rows["patient_id"].where(rows["patient_id"] != "", rows["case_id"]) if "patient_id" in rows else rows["case_id"]
+    units = units_of(rows) if "patient_id" in rows else list(rows["case_id"])
     values = rows[[reference, predicted]].fillna({predicted: 0.0}).to_numpy(float)
-    means = unit_means(values, list(units.astype(str)))
+    means = unit_means(values, units)
     first, second = means[np.isfinite(means).all(axis=1)].T
     if not first.size:
         return None
