@@ -69,7 +69,7 @@ class Description(Section):
         plan: with the axes along which pictures may be mirrored (`flips`).
         fingerprint: ranges of spacing, size and intensity in the training scans (`fingerprint_ranges`).
         postprocessing: chosen on the validation cases; None where masks are left as they are.
-        temperature: what the logits are divided by before they become probabilities or are averaged (Guo et al. 2017): one
+        temperature: what the logits are divided by before they become probabilities (Guo et al. 2017): one
             number for all weights, or one for each; None is 1.
         finish: what was measured on the validation cases when these were chosen.
         started_from: where the training did not start with random numbers.
@@ -117,7 +117,7 @@ class Bundle:
     """A trained model and all that is needed to use it.
 
     Args:
-        weights: one state dict, or several whose logits are averaged.
+        weights: one state dict, or several whose probabilities are averaged.
         card: the model card, Markdown.
         sha256: of the file it was read from; of several files together, the hash of theirs; empty before it is written.
         mixed: the kind of network of each of the weights, where they are not all what the description says.

@@ -24,7 +24,7 @@ SHORT = 40  # characters of a value that an error quotes
 
 
 def read_models(places: Sequence[Path], quiet: bool = False) -> Bundle:
-    """The models of one or several places as one whose logits are averaged, each network's with the same weight.
+    """The models of one or several places as one whose probabilities are averaged, each network's with the same weight.
 
     One file alone is what `read_bundle` gives. The order of the places changes nothing.
 
@@ -53,7 +53,7 @@ def read_models(places: Sequence[Path], quiet: bool = False) -> Bundle:
 
 
 def join_folds(name: str, bundles: Sequence[Bundle]) -> Bundle:
-    """One model of several whose plan, network and labels are the same: their logits, each by its own temperature, are averaged.
+    """One model of several with the same plan, network and labels: the mean of their probabilities, each at its own temperature.
 
     Args:
         name: of the whole.
