@@ -50,6 +50,8 @@ def cases_needed(
     table = cases_needed_from_pilot(pilot, metric, width, confidence)
     units = "patients" if (pilot.cases["patient_id"] != "").any() else "cases"
     say(text_table(f"{units} {goal}", HEADERS, _rows(table)))
+    if silent := [name for name in pilot.structures if name not in set(table["structure"])]:
+        say(f"of {', '.join(silent)} the pilot cannot tell, as it has no two {units} there that differ; give --sd.")
     say("plan with t; after a pilot of few patients with cautious (its standard deviation may be too small by chance).")
     if output is not None:
         write_table(output, table)

@@ -1,6 +1,7 @@
 """Agreement of two measurements of one quantity, such as a structure's volume in the reference and in the prediction.
 
-One value a unit: where patients have several scans, `unit_means` averages them first. Values that are undefined in either
+One value a unit: where patients have several scans, `unit_means` averages them first, and every statistic is then of patients'
+means: limits of agreement and a coefficient of variation of single scans would be wider. Values that are undefined in either
 measurement are left out. Below six units there are estimates and no intervals; what cannot be estimated is NaN.
 """
 
@@ -260,7 +261,9 @@ def _icc_agreement(n: int, k: int, between: float, bias: float, error: float, co
     value = (between - error) / whole
     if bias == error == 0:
         return _enough(n, value, value, value)
-    odds = k * value / (n * (1 - value))
+    if not between:
+        return _enough(n, value, NAN, NAN)  # units that do not differ: the formulas would give an interval without width
+    odds = (between - error) / ((n - 1) * error + bias)  # k value / n (1 - value), which near 1 would lose its digits
     of_bias, of_error = odds * bias, (1 + odds * (n - 1)) * error
     freedom = (of_bias + of_error) ** 2 / (of_bias**2 / (k - 1) + of_error**2 / ((n - 1) * (k - 1)))
     tail, noise = (1 + confidence) / 2, k * bias + (k * n - k - n) * error
@@ -277,6 +280,8 @@ def _icc_consistency(n: int, k: int, between: float, error: float, confidence: f
         return UNDEFINED
     if not error:
         return _enough(n, 1.0, 1.0, 1.0)
+    if not between:
+        return _enough(n, -1 / (k - 1), NAN, NAN)
     ratio, tail = between / error, (1 + confidence) / 2
     freedoms = (n - 1, (n - 1) * (k - 1))
     ends = (ratio, ratio / stats.f.ppf(tail, *freedoms), ratio * stats.f.ppf(tail, *freedoms[::-1]))

@@ -214,8 +214,9 @@ def _verdicts(one_end: float, other_end: float, margin: float) -> dict[str, Any]
 
 def holm(p: Array) -> Array:
     """p values corrected for their number (Holm 1979); NaN stay NaN and are not counted."""
+    from statsmodels.stats.multitest import multipletests
+
     corrected = np.full(len(p), np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    if (known := np.isfinite(p)).any():
+        corrected[known] = multipletests(p[known], method="holm")[1]
     return corrected

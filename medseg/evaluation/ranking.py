@@ -70,7 +70,7 @@ def _ranked(
         again = ranks_of(resampled_means(sums, counts, settings.bootstrap_resamples, seed))
         stability = _stability(ranks, again, settings.confidence)
     rows = [
-        {"model": model, "n": len(values), "mean": sign * mean, "rank": int(rank)} | more
+        {"model": model, "n": len(values), "mean": sign * mean + 0.0, "rank": int(rank)} | more  # no -0
         for model, mean, rank, more in zip(models, means, ranks, stability, strict=True)
     ]
     return sorted(rows, key=lambda row: row["rank"])

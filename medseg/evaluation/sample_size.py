@@ -18,6 +18,7 @@ from medseg.metrics.measures import Measure
 
 Array = npt.NDArray[np.float64]
 UPPER_CONFIDENCE = 0.8  # that the pilot's upper limit is above the true standard deviation (Browne 1995)
+MOST_SPREADS = 1e6  # standard deviations in a width: 10^13 cases
 CHECK_STUDIES = 100
 CHECK_RESAMPLES = 1000
 MOST_CHECKED = 2000  # units; beyond, t and bootstrap are one and the check would take minutes
@@ -75,6 +76,10 @@ def cases_for_width(sd: float, width: float, confidence: float = 0.95) -> CasesN
         raise ConfigError(f"{sd:g} is no standard deviation; give --sd of at least 0, or a folder whose cases can tell it.")
     if not 0 < confidence < 1:
         raise ConfigError(f"a confidence of {confidence:g} cannot be; give --confidence between 0 and 1, such as 0.95.")
+    if sd / width > MOST_SPREADS:
+        raise ConfigError(
+            f"an interval {width:g} wide of values that spread by {sd:g} is out of any study's reach; widen --width."
+        )
     tail = (1 + confidence) / 2
     by_normal = (2 * float(stats.norm.ppf(tail)) * sd / width) ** 2
     n_normal = max(FEWEST_UNITS, math.ceil(by_normal * (1 - 1e-12)))  # not one case more for a last digit
@@ -123,9 +128,9 @@ def cases_needed_from_pilot(
 
     Args:
         metric: a column of per_case.csv, or a name in METRICS.
-    Returns: one row a structure; `n_cautious` plans with the upper 80 % confidence limit of the pilot's standard deviation, and
-        `bootstrap_width` and `bootstrap_share` check `n_t`.
-    Raises: ConfigError where the metric was not measured, or no structure has two patients.
+    Returns: one row a structure, but for those whose patients do not differ, which tell nothing; `n_cautious` plans with the
+        upper 80 % confidence limit of the pilot's standard deviation, and `bootstrap_width` and `bootstrap_share` check `n_t`.
+    Raises: ConfigError where the metric was not measured, or no structure has two patients that differ.
     """
     table = under_worst(evaluation)
     rows = [
@@ -136,7 +141,7 @@ def cases_needed_from_pilot(
         for row in _rows(table[table["structure"] == structure], structure, measure, width, confidence, seed)
     ]
     if not rows:
-        raise ConfigError(f"no structure has `{metric}` of two patients or more, so there is no spread to plan with; give --sd.")
+        raise ConfigError(f"no structure has `{metric}` of two patients that differ, so there is no spread to plan with; give --sd.")
     return pd.DataFrame(rows, columns=NEEDED_COLUMNS)
 
 
@@ -153,7 +158,7 @@ def _rows(
 ) -> list[dict[str, object]]:
     pilot = unit_means(part[[measure.column]].to_numpy(float), units_of(part))[:, 0]
     pilot = pilot[np.isfinite(pilot)]
-    if len(pilot) < 2:
+    if len(pilot) < 2 or not np.ptp(pilot):
         return []
     sd = float(pilot.std(ddof=1))
     needed = cases_for_width(sd, width, confidence)

@@ -22,6 +22,7 @@ from medseg.evaluation.summary import COUNTS, both_conventions, summary_rows
 from medseg.evaluation.table import Evaluation
 
 UNKNOWN = "unknown"
+ABSENT = ("na", "n/a", "nan", "none", "unknown")  # what stands among numbers for one that is not known
 FEW_NUMBERS = 5  # a column of no more different numbers is taken for codes: each is a group
 MOST_GROUPS = 20
 NOTE = "Groups are described, not tested: no difference between them was looked for, and none is claimed."
@@ -112,31 +113,35 @@ def group_cases(values: pd.Series, edges: Sequence[float] | None = None) -> pd.S
     """The group of each case by one covariate.
 
     Args:
-        values: text or numbers.
+        values: text or numbers. Empty cells are the group `unknown`, as are NA, n/a, nan, none and unknown among numbers.
         edges: where to cut numbers, ascending; by default thirds of the cases, where there are more than five numbers.
     Returns: names of groups, in an ordered categorical where they are bands, such as `< 50`, `50 to < 65`, `>= 65`.
     Raises: ConfigError where there are edges and the values are no numbers, or the edges do not ascend.
     """
     text = values.map(lambda v: "" if pd.isna(v) else str(v).strip())
-    numbers = pd.to_numeric(text.where(text != ""), errors="coerce").astype(float)
-    numeric = bool((numbers.notna() == (text != "")).all()) and bool(numbers.notna().any())
+    stated = ~text.str.lower().isin(["", *ABSENT])
+    numbers = pd.to_numeric(text.where(stated), errors="coerce").astype(float)
+    numeric = bool((numbers.notna() == stated).all()) and bool(numbers.notna().any())
     if edges is not None:
-        if not numeric or not len(edges) or (np.diff(edges) <= 0).any():
+        if not numeric or not len(edges) or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
             raise ConfigError(
                 f"`{values.name}` is to be cut at {', '.join(f'{e:g}' for e in edges)}; give it numbers and ascending edges."
             )
         return _banded(numbers, edges)
     if numeric and numbers.nunique() > FEW_NUMBERS:
-        return _banded(numbers, np.unique(np.quantile(numbers.dropna(), (1 / 3, 2 / 3), method="higher")).tolist())
-    return text.where(text != "", UNKNOWN)
+        return _banded(numbers, _thirds(numbers.dropna()))
+    return text.where(stated if numeric else text != "", UNKNOWN)
+
+
+def _thirds(numbers: pd.Series[float]) -> list[float]:
+    """Where to cut; where the least number is that of a third of the cases or more (no cigarettes), above it."""
+    edges = np.unique(np.quantile(numbers, (1 / 3, 2 / 3), method="higher"))
+    above = numbers[numbers > numbers.min()].min()
+    return list(edges[edges > numbers.min()].tolist() or [float(above)])
 
 
 def _banded(numbers: pd.Series[float], edges: Sequence[float]) -> pd.Series[str]:
-    names = [
-        f"< {edges[0]:g}",
-        *(f"{a:g} to < {b:g}" for a, b in pairwise(edges)),
-        f">= {edges[-1]:g}",
-        UNKNOWN,
-    ]
+    texts = [np.format_float_positional(edge, trim="-") for edge in edges]  # in full: dates as numbers have eight digits
+    names = [f"< {texts[0]}", *(f"{a} to < {b}" for a, b in pairwise(texts)), f">= {texts[-1]}", UNKNOWN]
     place = np.where(numbers.isna(), len(edges) + 1, np.digitize(numbers.to_numpy(float), edges))
     return pd.Series(pd.Categorical.from_codes(place, pd.Index(names), ordered=True), index=numbers.index)

@@ -32,6 +32,9 @@ MINI = [512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 25
 # Six targets rated by four judges (Shrout & Fleiss, Psychological Bulletin 1979, table 2).
 JUDGES = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
 
+# Eight wines rated by four judges (C. Zaiontz, Real Statistics; the data set `icc` of pingouin and the example of its page).
+WINES = [[1, 2, 0, 1], [1, 3, 3, 2], [3, 8, 1, 4], [6, 4, 3, 3], [6, 5, 5, 6], [7, 5, 6, 2], [8, 7, 7, 9], [9, 9, 9, 8]]
+
 # NCSS Statistical Software, chapter 303 (Deming regression), example 1: error variances 0.032 of X and 0.008 of Y.
 DEMING_X = [7, 8.3, 10.5, 9, 5.1, 8.2, 10.2, 10.3, 7.1, 5.9]
 DEMING_Y = [7.9, 8.2, 9.6, 9, 6.5, 7.3, 10.2, 10.6, 6.3, 5.2]
@@ -100,11 +103,43 @@ def test_the_slope_of_a_proportional_bias():
 
 
 def test_intraclass_correlation_as_published():
-    # Shrout & Fleiss 1979, table 4: ICC(2,1) .29 and ICC(3,1) .71; intervals as R's psych::ICC prints them for these data.
+    # Shrout & Fleiss 1979, table 4: ICC(2,1) .29 and ICC(3,1) .71. Intervals as printed by psych::ICC (R) for these data in
+    # D. Wollschlaeger's "R examples", inter-rater agreement: 0.019 to 0.76 and 0.342 to 0.95.
     found = intraclass_correlation(JUDGES)
     assert (found.n, found.n_raters) == (6, 4)
-    assert _triple(found.agreement) == pytest.approx([0.29, 0.019, 0.76], abs=0.005)
-    assert _triple(found.consistency) == pytest.approx([0.71, 0.34, 0.95], abs=0.005)
+    assert _triple(found.agreement)[::2] == pytest.approx([0.29, 0.76], abs=0.005)
+    assert _triple(found.consistency)[::2] == pytest.approx([0.71, 0.95], abs=0.005)
+    assert [found.agreement.low, found.consistency.low] == pytest.approx([0.019, 0.342], abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("values", "agreement", "consistency"),
+    [
+        (WINES, [0.727689, 0.434490, 0.926709], [0.729487, 0.426146, 0.927895]),
+        (np.stack([LARGE, MINI], 1), [0.945928, 0.857411, 0.980079], [0.942913, 0.849908, 0.978943]),
+    ],
+)
+def test_intraclass_correlation_as_pingouin_has_it(values, agreement, consistency):
+    # ICC(A,1) and ICC(C,1) of pingouin 0.7.0, limits with six digits.
+    found = intraclass_correlation(values)
+    assert _triple(found.agreement) == pytest.approx(agreement, abs=1e-6)
+    assert _triple(found.consistency) == pytest.approx(consistency, abs=1e-6)
+
+
+@pytest.mark.parametrize("apart", [3e-8, 1e-8, 1e-10])
+def test_intraclass_correlation_of_values_that_differ_in_the_last_digits(apart):
+    values = np.arange(1.0, 9.0)
+    for other in (values + apart, values + apart * np.array([1, -1, 2, 0, 1, -2, 1, 1])):
+        found = intraclass_correlation(np.stack([values, other], 1))
+        assert _triple(found.agreement) == pytest.approx([1, 1, 1]) and _triple(found.consistency) == pytest.approx([1, 1, 1])
+
+
+def test_units_that_do_not_differ_have_an_intraclass_correlation_without_an_interval():
+    # The formulas would give one without width, whatever is measured.
+    for values in ([[1, 2], [2, 1]] * 3, np.stack([np.arange(8.0), -np.arange(8.0)], 1)):
+        found = intraclass_correlation(values)
+        assert found.consistency.value == -1 and found.agreement.value < 0
+        assert np.isnan([found.agreement.low, found.agreement.high, found.consistency.low, found.consistency.high]).all()
 
 
 def test_intraclass_correlation_of_equal_shifted_and_constant_values():

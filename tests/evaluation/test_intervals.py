@@ -41,6 +41,21 @@ def test_patients_are_resampled_and_not_cases():
     assert np.ptp(_one(scans, units)) > 3 * np.ptp(as_if_independent)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_unequal_scans_are_what_scipy_makes_of_the_ratio_of_patients_sums(seed):
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(1, 9, 15)
+    units = np.repeat([f"p{i:02d}" for i in range(15)], counts)
+    values = np.repeat(generator.beta(8, 1.5, 15), counts) + generator.normal(0, 0.02, len(units))
+    sums = np.array([values[units == u].sum() for u in np.unique(units)])
+
+    def mean_over_cases(chosen):
+        return sums[chosen].sum() / counts[chosen].sum()
+
+    oracle = stats.bootstrap((np.arange(15),), mean_over_cases, vectorized=False, method="BCa", rng=np.random.default_rng(5))
+    assert _one(values, units) == pytest.approx(list(oracle.confidence_interval), abs=0.005)
+
+
 def test_patients_with_more_scans_weigh_more_in_the_mean_over_cases():
     values, units = [0.0] * 50 + [1.0] * 9, ["many"] * 50 + [f"p{i}" for i in range(9)]
     low, high = _one(values, units)

@@ -75,6 +75,8 @@ def test_distances_are_ranked_the_other_way_and_missing_cases_count_as_worst():
     assert hd95["rank"].to_dict() == {"whole": 1, "far": 2, "part": 3}
     assert hd95.loc["part", "mean"] == pytest.approx((4 * 1 + 3 * 50) / 7)
     assert _of(table).loc["part", "mean"] == pytest.approx(0.9 * 4 / 7)
+    nothing = rank_models({m: _evaluation([0.0] * 7) for m in "abc"}, SETTINGS, seed=0)
+    assert not np.signbit(_of(nothing)["mean"]).any()
 
 
 def test_patients_are_resampled_and_below_six_there_is_no_stability():

@@ -69,7 +69,13 @@ def test_six_are_the_fewest():
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [((0.1, 0), "--width above 0"), ((-1, 1), "no standard deviation"), ((math.nan, 1), "--sd"), ((1, 1, 95), "such as 0.95")],
+    [
+        ((1e200, 1e-200), "out of any study's reach"),
+        ((0.1, 0), "--width above 0"),
+        ((-1, 1), "no standard deviation"),
+        ((math.nan, 1), "--sd"),
+        ((1, 1, 95), "such as 0.95"),
+    ],
 )
 def test_what_cannot_be_planned_for_is_said(arguments, text):
     with pytest.raises(ConfigError, match=text):
@@ -126,8 +132,9 @@ def test_scans_of_a_patient_are_one_unit():
 def test_an_evaluation_that_cannot_tell():
     with pytest.raises(ConfigError, match=r"has no metric `asd` \(it has dice, hd95_mm\)"):
         cases_needed_from_pilot(_evaluation(DICE), "asd", 0.1)
-    with pytest.raises(ConfigError, match="two patients or more"):
-        cases_needed_from_pilot(_evaluation(DICE[:1]), "dice", 0.1)
+    for few in (DICE[:1], [0.9] * 8):
+        with pytest.raises(ConfigError, match="two patients that differ"):
+            cases_needed_from_pilot(_evaluation(few), "dice", 0.1)
 
 
 def test_the_stage_prints_a_table(tmp_path, capsys):
@@ -141,6 +148,15 @@ def test_the_stage_prints_a_table(tmp_path, capsys):
     assert list(pd.read_csv(output).columns) == NEEDED_COLUMNS
     assert cases_needed(sd=15, width=4) == 0
     assert "217" in capsys.readouterr().err
+
+
+def test_a_structure_without_spread_is_named(tmp_path, capsys):
+    evaluation = _evaluation(DICE)
+    evaluation.per_case.loc[evaluation.per_case["structure"] == "tumour", "dice"] = 1.0
+    write_evaluation(tmp_path, evaluation)
+    StageRecord(tmp_path, {}).write("evaluate", 0, {}, measures=[m.as_dict() for m in MEASURES])
+    assert cases_needed(tmp_path, width=0.1) == 0
+    assert "of tumour the pilot cannot tell" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_stage_wants_a_folder_or_a_standard_deviation(tmp_path):

@@ -82,6 +82,42 @@ def test_declared_bands_and_what_lies_on_an_edge():
     assert [(g, _row(table, g)["n_cases"]) for g in table["group"].unique()] == [("< 30", 10), (">= 30", 4)]
 
 
+def test_long_numbers_are_named_in_full():
+    dates = [20210100 + day for day in range(1, 15)]
+    table = summarise_subgroups(_evaluation(), _covariates(date=dates), SETTINGS, seed=0).table
+    assert table["group"].unique().tolist() == ["< 20210106", "20210106 to < 20210110", ">= 20210110"]
+    close = group_cases(pd.Series(dates, name="date"), [20210102, 20210103, 20210104])
+    assert close.value_counts().to_dict() == {
+        "< 20210102": 1,
+        "20210102 to < 20210103": 1,
+        "20210103 to < 20210104": 1,
+        ">= 20210104": 11,
+        "unknown": 0,
+    }
+
+
+def test_numbers_of_which_most_are_the_least_are_cut_above_it():
+    packs = pd.Series([0] * 20 + [1, 2, 3, 4, 5, 6], name="pack_years")
+    assert group_cases(packs).value_counts().to_dict() == {"< 1": 20, ">= 1": 6, "unknown": 0}
+    third = group_cases(pd.Series([0, 0, 0, 0, 1, 2, 3, 4, 5, 6], name="pack_years"))
+    assert third[third != "unknown"].value_counts().to_dict() == {"< 3": 6, ">= 3": 4, "unknown": 0}
+
+
+@pytest.mark.parametrize("absent", ["NA", "n/a", "nan", "None", "unknown"])
+def test_one_age_that_is_not_known_leaves_the_others_numbers(absent):
+    ages = pd.Series(["12", absent, "33", "44", "55", "66", "70"], name="age")
+    assert group_cases(ages, [40]).tolist() == ["< 40", "unknown", "< 40", ">= 40", ">= 40", ">= 40", ">= 40"]
+    assert group_cases(ages)[1] == "unknown" and group_cases(ages)[0].startswith("<")
+    assert group_cases(pd.Series(["1", absent, "2"], name="code")).tolist() == ["1", "unknown", "2"]
+    assert group_cases(pd.Series(["NA", "EU"], name="region")).tolist() == ["NA", "EU"]
+
+
+def test_a_patient_may_be_in_two_groups():
+    patients, ages = [f"p{i % 7}" for i in range(14)], [40] * 7 + [60] * 7  # each patient scanned twice
+    table = summarise_subgroups(_evaluation(patients=patients), _covariates(age=ages), SETTINGS, seed=0).table
+    assert [_row(table, g)["n_units"] for g in ("40", "60")] == [7, 7] and np.isfinite(_row(table, "40")["ci_low"])
+
+
 def test_what_is_not_known_is_a_group_that_stands_last():
     sites = pd.DataFrame({"site": ["z", "a"] * 5 + ["", "z"]}, index=IDS[:12])  # two cases have no row
     table = summarise_subgroups(_evaluation(), sites, SETTINGS, seed=0).table
@@ -111,8 +147,9 @@ def test_bands_that_do_not_fit_are_refused():
     for bands, named in (({"age": [1]}, "`age`, which is no column"), ({"site": [1]}, "give it numbers")):
         with pytest.raises(ConfigError, match=named):
             summarise_subgroups(_evaluation(), _covariates(site=SITES), SETTINGS, 0, bands)
-    with pytest.raises(ConfigError, match="ascending"):
-        group_cases(pd.Series(["1", "2"], name="age"), [2, 1])
+    for edges in ([2, 1], [NAN], [1, float("inf")]):
+        with pytest.raises(ConfigError, match="ascending"):
+            group_cases(pd.Series(["1", "2"], name="age"), edges)
 
 
 def test_the_manifest_gives_the_covariates():

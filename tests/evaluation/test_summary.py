@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 
+from medseg.core.labels import LabelScheme
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import summary_text
+from medseg.evaluation.pairs import Pair
 from medseg.evaluation.summary import SUMMARY_COLUMNS, gains_of_defined, summarise, under_worst
-from medseg.evaluation.table import Evaluation
+from medseg.evaluation.table import Evaluation, evaluate_cases
 from medseg.metrics.measures import measures_for
 from medseg.metrics.pair import Frame
 
@@ -105,6 +108,37 @@ def test_the_gains_can_be_read_from_the_file(tmp_path):
     table.to_csv(tmp_path / "summary.csv", index=False, float_format="%.8g")
     again = gains_of_defined(pd.read_csv(tmp_path / "summary.csv"), better)
     assert again["n_filled"].tolist() == [5, 3] and again["unit"].tolist() == ["mm", ""]
+
+
+def test_the_gains_on_real_scans(real_data, tmp_path):
+    # Masks one voxel off, of which one has lost its posterior part and another is not there at all.
+    scheme = LabelScheme(structures=[{"name": "anterior", "id": 1}, {"name": "posterior", "id": 2}])
+    paths, pairs, dice = sorted((real_data / "hippocampus" / "labels").glob("*.nii.gz"))[:7], [], []
+    for place, path in enumerate(paths):
+        image = nibabel.load(path)
+        reference = np.asarray(image.dataobj).astype(np.uint8)
+        mask = np.roll(reference, 1, axis=0)
+        mask[mask == 2] *= place != 1
+        nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / path.name)
+        pairs.append(Pair(path.name, "", path, tmp_path / path.name if place else None))
+        dice.append([2 * ((mask == s) & (reference == s)).sum() / ((mask == s).sum() + (reference == s).sum()) for s in (1, 2)])
+    evaluation = evaluate_cases(pairs, scheme, EvaluateConfig(workers=1, metrics=["dice", "hd95"]))
+    gains = gains_of_defined(summarise(evaluation, SETTINGS, seed=0), {m.column: m.better for m in evaluation.measures})
+    found = gains.set_index(["structure", "metric"])
+    anterior, posterior = np.array(dice).T
+    assert found["n_filled"].to_dict() == {
+        ("posterior", "hd95_mm"): 2,  # without a surface; its Dice is 0 as defined
+        ("posterior", "dice"): 1,
+        ("anterior", "dice"): 1,
+        ("anterior", "hd95_mm"): 1,
+    }
+    assert (found["n"] == 7).all() and gains["metric"].iloc[0] == "hd95_mm"
+    assert found["gain"][("anterior", "dice")] == pytest.approx(anterior[1:].mean() * (1 - 6 / 7))
+    assert found["gain"][("posterior", "dice")] == pytest.approx(posterior[1:].mean() * (1 - 6 / 7))
+    diagonals = evaluation.cases["diagonal"].to_numpy()
+    near = evaluation.per_case[evaluation.per_case["structure"] == "posterior"]["hd95_mm"].to_numpy()[2:]
+    worst = (near.sum() + diagonals[:2].sum()) / 7
+    assert found["gain"][("posterior", "hd95_mm")] == pytest.approx(worst - near.mean())
 
 
 def test_true_negatives_alone_are_no_gain_of_defined():
