@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -92,7 +93,9 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="Folder of masks made by any tool.", show_default=False)] = None,
     references: Annotated[Path | None, typer.Option(help="Folder of reference masks.", show_default=False)] = None,
     output: Output = None,
-    labels: Annotated[Path | None, typer.Option(help="What the masks' values mean (labels.yaml).", show_default=False)] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="What the masks' values mean: labels.yaml, or nnU-Net's dataset.json.", show_default=False)
+    ] = None,
     cases: Annotated[
         Path | None, typer.Option(help="Table of the cases: case_id, patient_id, other columns.", show_default=False)
     ] = None,
@@ -122,6 +125,13 @@ def report(
         list[Path], typer.Argument(help="A configuration file, or folders of finished evaluations.", show_default=False)
     ],
     output: Output = None,
+    readers: Annotated[
+        Path | None,
+        typer.Option(help="A folder of `medseg readers`: their agreement is shown beside the models.", show_default=False),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, for pictures of evaluated folders.", show_default=False)
+    ] = None,
     assignments: Set = None,
     redo: Redo = False,
 ) -> None:
@@ -131,10 +141,13 @@ def report(
     if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
         if output:
             raise ConfigError("--output is for folders of evaluations; the report of a configuration stands in its run folder.")
-        _stage("report", paths[0], assignments, redo)
+        if images:
+            raise ConfigError("--images is for folders of evaluations; the manifest of a configuration names its images.")
+        stated = [f"report.readers={json.dumps(str(readers))}"] if readers else []
+        _stage("report", paths[0], [*(assignments or []), *stated], redo)
     if assignments or redo:
         raise ConfigError("--set and --redo are for a configuration; a report over folders is always made anew.")
-    _call("report", "report_folders", paths, output)
+    _call("report", "report_folders", paths, output, readers, images)
 
 
 @app.command()
@@ -225,11 +238,12 @@ def readers(
     consensus: Annotated[
         str | None, typer.Option(help="Also make one reference of all: majority or staple.", show_default=False)
     ] = None,
+    cases: Annotated[Path | None, typer.Option(help="Table of the cases: case_id, patient_id.", show_default=False)] = None,
 ) -> None:
     """How far several readers agree, and one reference made of all of them."""
     from pipelines.readers import parse_readers
 
-    raise typer.Exit(_call("readers", "readers", parse_readers(folders), output, labels, consensus))
+    raise typer.Exit(_call("readers", "readers", parse_readers(folders), output, labels, consensus, cases=cases))
 
 
 @app.command("cases-needed")

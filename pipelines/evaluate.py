@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,13 +23,15 @@ from medseg.evaluation.agreement import agreement_table
 from medseg.evaluation.compare import Comparison, compare_evaluations
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import FEW, comparison_text, ranking_text, summary_text
+from medseg.evaluation.masks import plain
 from medseg.evaluation.pairs import Pair, Unmatched, pair_cases, pair_folders
 from medseg.evaluation.ranking import FEWEST_MODELS, rank_models
 from medseg.evaluation.subgroups import covariates_of, summarise_subgroups
 from medseg.evaluation.summary import summarise
 from medseg.evaluation.table import Evaluation, evaluate_cases, load_evaluation, write_evaluation, write_table
+from medseg.evaluation.thresholds import best_text
 from medseg.inference.scans import images_sha256
-from medseg.io.formats import read_labels
+from medseg.io.formats import read_labels, read_named_masks
 from pipelines.config import RunConfig
 
 TABLES = ("per_case.csv", "cases.csv", "summary.csv")
@@ -102,13 +105,14 @@ def evaluate_folders(
     assignments: Sequence[str] = (),
     redo: bool = False,
 ) -> int:
-    """Evaluate masks made by any tool; files of the two folders are matched by name.
+    """Evaluate masks made by any tool; those of the two folders are matched by name (see `pair_folders`).
 
     Writes per_case.csv, cases.csv, summary.csv, agreement.csv (of volumes), subgroups.csv, unmatched.csv and stage.json to
     `output`.
 
     Args:
-        labels: labels.yaml with the structures; without it each whole number above 0 in the references is one.
+        labels: labels.yaml or nnU-Net's dataset.json with the structures; without it each whole number above 0 in the references
+            is one, or each name where masks have names.
         cases: a table with a row a case: `case_id`, and where they are known `patient_id` and other columns to group cases by.
         assignments: `evaluate.<key>=<value>`, as in a configuration.
     Returns: 0, or 1 where some references have no usable prediction, or cannot be read.
@@ -116,14 +120,27 @@ def evaluate_folders(
     settings = _stated_settings(assignments)
     pairs, unmatched = pair_folders(Path(predictions), Path(references))
     known = read_case_table(Path(cases)) if cases else pd.DataFrame()
+    if cases:
+        _check_named(pairs, known, Path(cases))
     pairs = [replace(pair, patient_id=known["patient_id"].get(pair.case_id, "")) if len(known) else pair for pair in pairs]
     scheme = load_label_scheme(Path(labels)) if labels else scheme_from_references(pairs)
     write_unmatched(Path(output), unmatched)
+    _say_what_differs(pairs)
     unit = "patient" if any(pair.patient_id for pair in pairs) else "case"
-    inputs = {"predictions": str(predictions), "references": str(references), "sampling_unit": unit}
+    folders = {"predictions": str(Path(predictions).absolute()), "references": str(Path(references).absolute())}
+    inputs = folders | {"sampling_unit": unit}
     columns = known.drop(columns="patient_id", errors="ignore")
     evaluation = _evaluate(pairs, scheme, settings, Path(output), "evaluate", inputs, 0, covariates=columns, redo=redo)
     return int(_failed(evaluation))
+
+
+def _say_what_differs(pairs: Sequence[Pair]) -> None:
+    """Say how names were matched that are not equal."""
+    for differing, count in Counter(pair.differing for pair in pairs if pair.differing).items():
+        example = next(pair for pair in pairs if pair.differing == differing)
+        assert example.prediction and example.reference
+        names = f"{example.prediction.name} with {example.reference.name}"
+        say(f"{count} matched apart from {differing}, such as {names}")
 
 
 def _stated_settings(assignments: Sequence[str]) -> EvaluateConfig:
@@ -150,11 +167,24 @@ def read_case_table(path: Path) -> pd.DataFrame:
     return table.assign(patient_id=table.get("patient_id", "")).set_index("case_id")
 
 
-def scheme_from_references(pairs: Sequence[Pair]) -> LabelScheme:
-    """A structure `label_<v>` for each value above 0 in the references that can be read.
+def _check_named(pairs: Sequence[Pair], known: pd.DataFrame, path: Path) -> None:
+    """Say which cases the table does not name: they count as patients of their own. Raises: ConfigError where it names none."""
+    absent = [pair.case_id for pair in pairs if pair.case_id not in known.index]
+    if len(absent) == len(pairs):
+        raise ConfigError(f"{path} names none of the cases ({', '.join(absent[:FEW])}, ...); correct its column case_id.")
+    if absent:
+        say(f"{path} does not name {len(absent)} of {len(pairs)} cases, such as {absent[0]}; each counts as a patient of its own")
 
-    Raises: ConfigError where there is none, or there are too many to be structures.
+
+def scheme_from_references(pairs: Sequence[Pair]) -> LabelScheme:
+    """A structure `label_<v>` for each value above 0 in the references that can be read, or one for each name of their masks.
+
+    Raises: ConfigError where there is none, or there are too many to be structures; where some masks have names and others
+        have values, which only a labels file can bring together.
     """
+    if names := _names_of_masks(pairs):
+        say(f"no labels file given: structures are the names of the references' masks ({', '.join(names)})")
+        return LabelScheme(structures=[Structure(name=name, id=number) for number, name in enumerate(names, start=1)])
     found: set[int] = set()
     for pair in pairs:
         try:
@@ -172,6 +202,32 @@ def scheme_from_references(pairs: Sequence[Pair]) -> LabelScheme:
         )
     say(f"no labels file given: structures are the values of the references ({', '.join(f'label_{v}' for v in values)})")
     return LabelScheme(structures=[Structure(name=f"label_{v}", id=v) for v in values])
+
+
+def _names_of_masks(pairs: Sequence[Pair]) -> list[str]:
+    """The names in the references, where all masks have names; none where none has. Raises: ConfigError where some have."""
+    names: dict[str, list[str]] = {"references": [], "predictions": []}
+    without: dict[str, Path] = {}
+    for pair in pairs:
+        for what, path in (("references", pair.reference), ("predictions", pair.prediction)):
+            try:
+                masks = read_named_masks(path) if path else None
+            except CaseError:
+                continue  # the evaluation meets the same file again and gives the reason
+            if masks is not None:
+                names[what] += masks.names
+            elif path is not None:
+                without.setdefault(what, path)
+    named = [what for what, found in names.items() if found]
+    if named and without:
+        raise ConfigError(
+            f"the {named[0]} name their structures ({', '.join(list(dict.fromkeys(names[named[0]]))[:FEW])}) and "
+            f"{next(iter(without.values()))} holds values; give --labels labels.yaml, which says which value is which structure."
+        )
+    plainly = {plain(name): name for name in reversed(names["references"])}
+    if len(plainly) > MOST_STRUCTURES:
+        raise ConfigError(f"the references name {len(plainly)} structures, too many; give --labels labels.yaml with some.")
+    return sorted(plainly.values())
 
 
 def _predictions(folder: Path, model: str, cases: Sequence[Case], training: Path) -> dict[str, tuple[Path | None, str]]:
@@ -214,7 +270,8 @@ def _evaluate(
     """
     groups = _asked_for(covariates if covariates is not None else pd.DataFrame(), settings)
     known = {"subgroups": json_sha256(groups.to_dict("index"))}
-    record = StageRecord(folder, inputs | known | _read_by_all(pairs, scheme, settings, seed))
+    told = {"numbered": scheme.numbered} if scheme.numbered else {}
+    record = StageRecord(folder, inputs | known | told | _read_by_all(pairs, scheme, settings, seed))
     if record.unchanged() and _stand(folder, TABLES) and not redo:
         say(f"{title}: unchanged, skipped")
         return load_evaluation(folder)
@@ -228,6 +285,8 @@ def _evaluate(
     _write_subgroups(folder / "subgroups.csv", evaluation, groups, settings, seed)
     record.write("evaluate", seed, evaluation.counts, measures=[m.as_dict() for m in evaluation.measures])
     say(summary_text(title, evaluation, summary))
+    if not evaluation.thresholds.empty:
+        say(best_text(title, evaluation.thresholds))
     say(f"{title}: {folder / 'summary.csv'} and {folder / 'per_case.csv'}")
     return load_evaluation(folder)
 

@@ -15,39 +15,57 @@ from medseg.core.record import StageRecord
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import interval_text, text_table
 from medseg.evaluation.pairs import Pair
-from medseg.evaluation.readers import Method, Readers, Ties, consensus_of_maps, pair_readers, reader_bands, scheme_of_readers
+from medseg.evaluation.readers import (
+    Method,
+    Readers,
+    Ties,
+    consensus_of_maps,
+    pair_readers,
+    reader_bands,
+    readers_of_cases,
+    scheme_of_readers,
+)
 from medseg.evaluation.table import evaluate_cases, write_table
 from medseg.io.formats import label_name, read_labels, write_labels
-from pipelines.evaluate import scheme_from_references
+from pipelines.evaluate import read_case_table, scheme_from_references
 
 METHODS: tuple[Method, ...] = ("majority", "staple")
 
 
 def readers(
-    folders: Mapping[str, Path], output: Path, labels: Path | None = None, consensus: str | None = None, ties: Ties = "background"
+    folders: Mapping[str, Path],
+    output: Path,
+    labels: Path | None = None,
+    consensus: str | None = None,
+    ties: Ties = "background",
+    cases: Path | None = None,
 ) -> int:
     """Write readers.csv, the agreement between readers as the band to see a model in; with a method also a consensus.
 
-    The consensus of each case that two readers or more have read stands in `consensus/`, and consensus.csv says how it came
-    about.
+    reader_cases.csv says who has read which case. The consensus of each case that two readers or more have read stands in
+    `consensus/`, and consensus.csv says how it came about.
 
     Args:
         folders: of each reader's masks, by the reader's name; files are matched by case name.
         labels: labels.yaml with the structures; without it each whole number above 0 is one.
         consensus: majority or staple.
+        cases: a table with a row a case, `case_id` and `patient_id`, where patients have several scans.
     Returns: 0, or 1 where a case has no consensus.
     Raises: ConfigError where there are fewer than two readers, or they share no case.
     """
     if consensus is not None and consensus not in METHODS:
         raise ConfigError(f"--consensus {consensus} is no method; give {' or '.join(METHODS)}.")
-    pairs = pair_readers(folders)
+    pairs = pair_readers(folders, dict(read_case_table(Path(cases))["patient_id"]) if cases else None)
     scheme = load_label_scheme(labels) if labels else scheme_from_references([pair for found in pairs.values() for pair in found])
     settings = EvaluateConfig()  # type: ignore[call-arg]
     of_readers = scheme_of_readers(scheme)
     evaluations = {(a, b): evaluate_cases(found, of_readers, settings, title=f"{a} and {b}") for (a, b), found in pairs.items()}
     bands = reader_bands(evaluations, settings, 0)
-    record = StageRecord(output, {name: str(folder) for name, folder in folders.items()} | {"consensus": consensus})
+    unit = "patient" if any(pair.patient_id for found in pairs.values() for pair in found) else "case"
+    inputs: dict[str, Any] = {"readers": {name: str(folder) for name, folder in folders.items()}, "consensus": consensus}
+    record = StageRecord(output, inputs | {"sampling_unit": unit, "evaluate": settings.model_dump(mode="json")})
     write_table(output / "readers.csv", bands)
+    write_table(output / "reader_cases.csv", readers_of_cases(pairs))
     say(_bands_text(bands))
     failed = 0
     if consensus is not None:

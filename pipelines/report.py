@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from medseg.core.manifest import Manifest
 from medseg.core.progress import say
 from medseg.core.record import StageRecord, read_record
 from medseg.data.splits import FOLD
-from medseg.reporting.collect import OF_EACH_MODEL, STAGES, Facts, collect_folders, collect_run
+from medseg.reporting.collect import OF_EACH_MODEL, STAGES, Facts, collect_folders, collect_run, with_readers
 from medseg.reporting.config import ReportConfig
 from medseg.reporting.html import write_report
+from medseg.reporting.pictures import find_pictures
 from pipelines.config import RunConfig
 
 READ = (
@@ -48,7 +51,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
     facts = facts_of(config, manifest)
     folder = config.folder("report")
     inputs: dict[str, Any] = {
-        "report": settings.model_dump(),
+        "report": settings.model_dump(mode="json"),
         "data": data.model_dump(mode="json"),
         "labels": config.labels.model_dump(),
         "splits": facts.splits,
@@ -58,6 +61,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
         "files": {
             str(p.relative_to(config.output)): file_sha256(p) for pattern in READ for p in sorted(config.output.glob(pattern))
         },
+        "readers": {p.name: file_sha256(p) for p in sorted(settings.readers.glob("*.csv"))} if settings.readers else {},
     }
     record = StageRecord(folder, inputs)
     if not redo and record.unchanged() and (folder / "report.html").is_file():
@@ -73,6 +77,7 @@ def run(config: RunConfig, redo: bool = False) -> int:
         config.labels,
         commands=_commands(config),
     )
+    report = with_readers(report, settings.readers) if settings.readers else report
     path = write_report(report, folder, settings)
     record.write("report", config.seed, {"models": len(report.models), "absent": len(report.absent)})
     say(f"report: {path}")
@@ -114,21 +119,33 @@ def _commands(config: RunConfig) -> tuple[str, ...]:
     return (*checkout, f"medseg run {config.folder('config.yaml')}")
 
 
-def report_folders(folders: list[Path], output: Path | None = None) -> Path:
+def report_folders(
+    folders: list[Path], output: Path | None = None, readers: Path | None = None, images: Path | None = None
+) -> Path:
     """Write a report over finished evaluations, also of masks that another tool made.
 
     Args:
         folders: each holds per_case.csv and summary.csv, or is a run folder.
         output: folder for report.html; by default `report` in the only folder (beside its evaluations, in a run folder, whose
             own report stays), or in the folder above several.
+        readers: a folder that `medseg readers` has written, to show beside the models.
+        images: a folder with the images of the cases, for the gallery (see `find_pictures`).
     Returns: the path of report.html.
-    Raises: StageError where a folder holds no evaluation.
+    Raises: StageError where a folder holds no evaluation, or nothing of the readers that could be shown beside it; ConfigError
+        where `images` holds none of the cases.
     """
     folders = [Path(folder) for folder in folders]
     for folder in folders:
         if not folder.is_dir():
             raise StageError(f"{folder} is no folder; give a configuration file, or folders that `medseg evaluate` has written.")
     data = collect_folders(folders)
+    pictures = find_pictures({name: record for (_, name), record in data.records.items()}, images)
+    more = f" --images {shlex.quote(str(images))}" if images is not None else ""
+    data = replace(data, pictures=pictures, commands=tuple(f"{c}{more}" for c in data.commands))
+    if readers is not None:
+        data = with_readers(
+            replace(data, commands=tuple(f"{c} --readers {shlex.quote(str(readers))}" for c in data.commands)), readers
+        )
     path = write_report(data, output or _default_place(folders))
     say(f"report: {path}")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from medseg.core.config import Section, load_yaml, parse
-from medseg.core.errors import LabelError
+from medseg.core.errors import ConfigError, LabelError
 
 IGNORE = 255  # class index of voxels that neither training nor evaluation looks at
 MOST_STRUCTURES = 254
@@ -25,6 +26,8 @@ class Structure(Section):
         id: the value that we write for it.
         values: the values that reference files hold for it; by default its id; `nonzero` for all that are not 0.
         prediction_values: the same for masks made by another tool; by default its id.
+        objects: how cells, nuclei and the like are told apart where they are compared one by one: `components`, each connected
+            piece of the mask is one; `numbered`, each value of a reference file is one, so that neighbours may touch.
         paired_with: the structure on the other side of the body; where a picture is mirrored left to right, the two change names.
         code: a coded term, such as {scheme: SCT, value: "10200004", meaning: Liver}.
     """
@@ -33,6 +36,8 @@ class Structure(Section):
     id: int = Field(ge=1, le=65535)
     values: list[int] | Literal["nonzero"] | None = None
     prediction_values: list[int] | Literal["nonzero"] | None = None
+    # Left out of what is written down: no model depends on it, so that trained ones stay valid when it is stated later.
+    objects: Literal["components", "numbered"] = Field(default="components", exclude=True)
     paired_with: str | None = None
     code: dict[str, str] | None = None
 
@@ -73,6 +78,7 @@ class LabelScheme(Section):
         for prediction in (False, True):
             self._table(prediction)
         for structure in self.structures:
+            _check_objects(structure)
             if structure.paired_with and structure.paired_with not in self.names:
                 raise ValueError(f"`{structure.name}` is paired_with `{structure.paired_with}`, which is no structure")
         if self.regions:
@@ -126,6 +132,12 @@ class LabelScheme(Section):
         if not self.regions:
             return {name: [k] for name, k in index.items()}
         return {region.name: [index[name] for name in region.structures] for region in self.regions}
+
+    @property
+    def numbered(self) -> list[str]:
+        """The names in `measured` whose objects references number: structures, and regions of nothing but such structures."""
+        told = [structure.objects == "numbered" for structure in self.structures]
+        return [name for name, classes in self.measured.items() if all(told[index - 1] for index in classes)]
 
     @property
     def membership(self) -> npt.NDArray[np.bool_] | None:
@@ -213,11 +225,12 @@ class LabelScheme(Section):
         present = np.unique(values)
         if unknown := [int(v) for v in present if int(v) not in table and other is None]:
             known = ", ".join(str(v) for v in sorted(table))
-            places = "`prediction_values`" if prediction else "`structures`, `background_values`"
-            raise LabelError(
-                f"{where}: label values {_some(unknown)} are not in the label scheme (known: {known}); "
-                f"add them to {places} or `ignore_values`."
+            mend = (
+                "say in `prediction_values` which structures they are, and in `background_values` that they are none"
+                if prediction  # not in `ignore_values`: what references hold there would be left out with them
+                else "add them to `structures`, `background_values` or `ignore_values`"
             )
+            raise LabelError(f"{where}: label values {_some(unknown)} are not in the label scheme (known: {known}); {mend}.")
         classes = np.array([table.get(int(v), other) for v in present], dtype=np.uint8)
         return classes[np.searchsorted(present, values)]
 
@@ -265,8 +278,60 @@ class LabelScheme(Section):
 
 
 def load_label_scheme(path: Path) -> LabelScheme:
-    """The scheme in a labels.yaml file. Raises: ConfigError."""
-    return parse(LabelScheme, load_yaml(path), str(path))
+    """The scheme in a labels.yaml file, or in the dataset.json of nnU-Net (and the Medical Segmentation Decathlon).
+
+    Raises: ConfigError.
+    """
+    if Path(path).suffix.lower() != ".json":
+        return parse(LabelScheme, load_yaml(path), str(path))
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable JSON file ({' '.join(str(error).split())}); correct it.") from None
+    if not isinstance(content, dict) or not isinstance(labels := content.get("labels"), dict):
+        raise ConfigError(f"{path} has no `labels`; give nnU-Net's dataset.json or a labels.yaml.")
+    return parse(LabelScheme, _of_dataset(labels, content.get("regions_class_order"), path), str(path))
+
+
+def _of_dataset(labels: dict[Any, Any], written: Any, path: Path) -> dict[str, Any]:
+    """`labels` of a dataset.json as the content of a scheme: name -> value (or values: a region), or in old ones value -> name.
+
+    Values that only regions name become structures `label_<v>`. `written`: the value that masks get for each region, in order.
+    """
+    old = all(isinstance(name, str) and str(value).isdecimal() for value, name in labels.items())
+    named = {name: [int(value)] for value, name in labels.items()} if old else {str(n): _values(v) for n, v in labels.items()}
+    if any(not values or any(not isinstance(v, int) or v < 0 for v in values) for values in named.values()):
+        raise ConfigError(f"{path}: `labels` should name whole numbers from 0 on, or lists of them; correct it.")
+    ignored = named.pop("ignore", [])
+    found = {name: values for name, values in named.items() if name != "background" and values != [0]}
+    if all(len(values) == 1 for values in found.values()):
+        return {"structures": [{"name": name, "id": value[0]} for name, value in found.items()], "ignore_values": ignored}
+    single = {values[0]: name for name, values in found.items() if len(values) == 1}
+    of_value = {v: single.get(v, f"label_{v}") for values in found.values() for v in values}
+    regions: list[dict[str, Any]] = [{"name": name, "structures": [of_value[v] for v in vs]} for name, vs in found.items()]
+    for region, value in zip(regions, written if isinstance(written, list) else [], strict=False):
+        if of_value.get(value) in region["structures"]:
+            region["written_as"] = of_value[value]
+    structures = [{"name": name, "id": value} for value, name in sorted(of_value.items())]
+    return {"structures": structures, "regions": regions, "ignore_values": ignored}
+
+
+def _values(stated: Any) -> list[Any]:
+    return stated if isinstance(stated, list) else [stated]
+
+
+def _check_objects(structure: Structure) -> None:
+    """Raises: ValueError where the values of a structure cannot number its objects."""
+    if structure.objects != "numbered":
+        return
+    values, found = structure.values or [structure.id], structure.prediction_values
+    if values != "nonzero" and len(values) < 2:
+        raise ValueError(
+            f"the objects of `{structure.name}` are numbered, so its values are their numbers; state `values: nonzero`, or two "
+            "values and more"
+        )
+    if any(isinstance(numbers, list) and len(numbers) > 1 and 0 in numbers for numbers in (values, found)):
+        raise ValueError(f"the objects of `{structure.name}` are numbered, and 0 is no number of an object; leave it out")
 
 
 def _some(values: list[int], most: int = 8) -> str:

@@ -13,9 +13,8 @@ import pandas as pd
 
 from medseg.core.errors import ManifestError
 from medseg.core.files import files_below
-from medseg.io.formats import SCAN_SUFFIXES, case_name, is_scan
+from medseg.io.formats import MASK_SUFFIX, SCAN_SUFFIXES, case_name, is_scan
 
-LABEL_SUFFIX = re.compile(r"[_-](seg|segmentation|mask|masks|label|labels|gt|manual)$", re.IGNORECASE)
 CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")  # nnU-Net: p01_0000.nii.gz, p01_0001.nii.gz
 
 
@@ -47,7 +46,7 @@ def build_manifest(images: Path, labels: Path) -> ManifestDraft:
     images, labels = Path(images).resolve(), Path(labels).resolve()
     image_files, label_files = _scans(images), _scans(labels)
     if images == labels:
-        label_files = [path for path in label_files if LABEL_SUFFIX.search(case_name(path))]
+        label_files = [path for path in label_files if MASK_SUFFIX.search(case_name(path))]
     if labels.is_relative_to(images):
         taken = set(label_files)
         image_files = [path for path in image_files if path not in taken]
@@ -89,7 +88,7 @@ def _scans(folder: Path) -> list[Path]:
 def _by_case(labels: Iterable[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in labels:
-        case = LABEL_SUFFIX.sub("", case_name(path))
+        case = MASK_SUFFIX.sub("", case_name(path))
         if case in found:
             raise ManifestError(f"{found[case]} and {path} are both the label of case {case}; rename or move one of them.")
         found[case] = path

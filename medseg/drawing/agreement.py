@@ -17,6 +17,7 @@ from medseg.drawing.style import INK, MUTED, quiet, structure_colour, styled
 PANELS_PER_ROW = 3
 WIDTH = {1: 4.2, 2: 7.4, 3: 8.25}  # inches, by columns
 MOST_VECTOR_DOTS = 1500
+LABEL_HEIGHT = 0.08  # of a panel; the labels of lines that lie closer are moved apart
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def agreement_figure(panels: Sequence[Agreement], models: int = 1) -> Figure:
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         for place, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
-            _draw(axes, panel, as_picture)
-            axes.set_ylim(*_limits([p for p in panels if p.colour == panel.colour]))
+            low, high = _limits([p for p in panels if p.colour == panel.colour])
+            axes.set_ylim(low, high)
+            _draw(axes, panel, as_picture, LABEL_HEIGHT * (high - low))
             if place % columns == 0:
                 axes.set_ylabel(f"Prediction − reference ({panel.unit})")
             if place + columns >= len(panels):
@@ -67,17 +69,17 @@ def agreement_figure(panels: Sequence[Agreement], models: int = 1) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, panel: Agreement, as_picture: bool) -> None:
+def _draw(axes: Axes, panel: Agreement, as_picture: bool, label: float) -> None:
     quiet(axes)
     axes.axhline(0, color=MUTED, linewidth=0.7)
     colour = structure_colour(panel.colour)
     axes.scatter(panel.mean, panel.difference, s=13, color=colour, alpha=0.6, linewidths=0, rasterized=as_picture, zorder=2)
     lines = (
-        (panel.upper, panel.upper_interval, "--"),
-        (panel.bias, panel.bias_interval, "-"),
-        (panel.lower, panel.lower_interval, "--"),
+        (panel.upper, panel.upper_interval, "--", max(panel.upper, panel.bias + label)),
+        (panel.bias, panel.bias_interval, "-", panel.bias),
+        (panel.lower, panel.lower_interval, "--", min(panel.lower, panel.bias - label)),
     )
-    for value, interval, dash in lines:
+    for value, interval, dash, height in lines:
         if not np.isfinite(value):
             continue
         if interval and np.isfinite(interval).all():
@@ -85,7 +87,7 @@ def _draw(axes: Axes, panel: Agreement, as_picture: bool) -> None:
         axes.axhline(value, color=INK, linewidth=1.2, linestyle=dash, zorder=3)
         text = _signed(value, panel.upper - panel.lower)
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-1, 2)}
-        axes.annotate(text, (1, value), ha="right", va="bottom", fontsize=7.5, color=INK, **place)
+        axes.annotate(text, (1, height), ha="right", va="bottom", fontsize=7.5, color=INK, **place)
     axes.set_title(panel.title if len(panel.title) <= 34 else f"{panel.title[:33]}…", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.margins(x=0.08)

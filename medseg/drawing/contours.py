@@ -25,6 +25,7 @@ FIGURE_INCHES, TALLEST_INCHES = 7.2, 6.4
 GAP_INCHES = 0.05
 KEY_INCHES = (1.02, 0.38)
 ROWS_WHERE_FULLER = 1.25  # planes stand below one another where that fills the paper so much better than side by side
+LONG = 3.5  # a single picture that is so much wider than high stands below its twin
 DASHES = (0, (2.6, 1.9))
 LETTER: dict[str, Any] = {"color": "#ffd24a", "fontfamily": "DejaVu Sans Mono", "fontweight": "bold"}  # its I has serifs
 OUTLINE: list[AbstractPathEffect] = [withStroke(linewidth=2.2, foreground="black", alpha=0.75)]
@@ -34,6 +35,8 @@ def draw_case(
     scene: Scene, planes: Sequence[Plane] = ("axial", "coronal", "sagittal"), focus: Collection[int] = (), missing: str = ""
 ) -> Figure:
     """One case as the image and the image with its contours: a 2D image whole, a volume in planes through a structure.
+
+    Where there is no picture, the contours stand alone.
 
     A volume is shown in its true proportions and cropped to the structure with some context.
 
@@ -48,19 +51,19 @@ def draw_case(
     spacing = scene.grid.spacing
     sizes = [(scene.grid.shape[v.across] * spacing[v.across], scene.grid.shape[v.down] * spacing[v.down]) for v in views]
     with styled():
-        figure, panels, length = _panels(sizes)
-        for view, size, (plain, outlined) in zip(views, sizes, panels, strict=True):
+        figure, panels, length = _panels(sizes, 1 if scene.blank else 2)
+        for view, size, twins in zip(views, sizes, panels, strict=True):
             index, steps = indices[view.axis], (spacing[view.down], spacing[view.across])
-            for axes in (plain, outlined):
+            for axes in twins:
                 draw_picture(axes, scene.shown(view, index), steps)
             for classes, dashed in ((scene.reference, False), (scene.prediction, True)):
                 if classes is not None:
-                    draw_outlines(outlined, view.slice(classes, index), steps, dashed)
-            for axes in (plain, outlined):
+                    draw_outlines(twins[-1], view.slice(classes, index), steps, dashed)
+            for axes in twins:
                 _centre(axes, size)
-            _annotate(plain, view)
+            _annotate(twins[0], view, aside=scene.blank)
         _draw_scale(panels[0][0], length, scene.grid.unit)
-        _draw_key(panels[0][1], scene, missing)
+        _draw_key(panels[0][-1], scene, missing)
     return figure
 
 
@@ -111,16 +114,18 @@ def lighter(colour: str) -> str:
     return to_hex((red, green, blue))
 
 
-def _panels(sizes: list[tuple[float, float]]) -> tuple[Figure, list[tuple[Axes, Axes]], float]:
-    """A figure with two panels for each (width, height), the plain image and the outlined one, all to one scale.
+def _panels(sizes: list[tuple[float, float]], number: int) -> tuple[Figure, list[tuple[Axes, ...]], float]:
+    """A figure with `number` panels for each (width, height), the plain image and the outlined one or that only, to one scale.
 
     The planes stand side by side over their outlined twins; long flat ones below one another, for they would leave the paper
-    empty. Returns the length that a scale bar may have, too.
+    empty. A single picture stands beside its twin, a long one over it. Returns the length that a scale bar may have, too.
     """
     widths, heights = zip(*sizes, strict=True)
-    in_rows = len(sizes) == 1 or sum(widths) * max(heights) > ROWS_WHERE_FULLER * sum(heights) * max(widths)
-    columns, rows = ([max(widths)] * 2, list(heights)) if in_rows else (list(widths), [max(heights)] * 2)
-    scale = (FIGURE_INCHES - GAP_INCHES * (len(columns) - 1)) / sum(columns)
+    fuller = sum(widths) * max(heights) > ROWS_WHERE_FULLER * sum(heights) * max(widths)
+    in_rows = fuller if len(sizes) > 1 else max(widths) < LONG * max(heights)
+    columns, rows = ([max(widths)] * number, list(heights)) if in_rows else (list(widths), [max(heights)] * number)
+    broad = FIGURE_INCHES / 2 if in_rows and number == 1 else FIGURE_INCHES
+    scale = (broad - GAP_INCHES * (len(columns) - 1)) / sum(columns)
     scale = min(scale, (TALLEST_INCHES - GAP_INCHES * (len(rows) - 1)) / sum(rows))
     wide = scale * sum(columns) + GAP_INCHES * (len(columns) - 1)
     tall = scale * sum(rows) + GAP_INCHES * (len(rows) - 1)
@@ -133,7 +138,7 @@ def _panels(sizes: list[tuple[float, float]]) -> tuple[Figure, list[tuple[Axes, 
         return _black(figure.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall)))
 
     places = range(len(sizes))
-    panels = [(panel(i, 0), panel(i, 1)) if in_rows else (panel(0, i), panel(1, i)) for i in places]
+    panels = [tuple(panel(i, k) if in_rows else panel(k, i) for k in range(number)) for i in places]
     return figure, panels, _round_length(columns[0] / 4)
 
 
@@ -153,11 +158,11 @@ def _centre(axes: Axes, size: tuple[float, float]) -> None:
     axes.set_ylim((height + shown[1]) / 2, (height - shown[1]) / 2)
 
 
-def _annotate(axes: Axes, view: View) -> None:
-    """The plane's name and the letters of its directions."""
+def _annotate(axes: Axes, view: View, aside: bool = False) -> None:
+    """The plane's name and the letters of its directions. `aside`: the name stands on the right, where the key is on the left."""
     for letter, (x, y) in zip(view.letters, ((0.03, 0.5), (0.97, 0.5), (0.5, 0.97), (0.5, 0.03)), strict=False):
         _write(axes, x, y, letter, ha=_side(x, "left", "right"), va=_side(y, "bottom", "top"), **LETTER)
-    _write(axes, 0.03, 0.97, view.name, va="top", fontweight="bold")
+    _write(axes, 0.97 if aside else 0.03, 0.97, view.name, ha="right" if aside else "left", va="top", fontweight="bold")
 
 
 def _draw_scale(axes: Axes, length: float, unit: str) -> None:

@@ -18,7 +18,9 @@ from medseg.drawing.windows import Limits, Percentiles, intensity_limits, stretc
 Array = npt.NDArray[Any]
 
 CONTEXT = 0.75  # of the structures' size, kept on each side of them in a volume
-LEAST_CONTEXT_VOXELS = 12
+LEAST_CONTEXT_VOXELS, LEAST_CONTEXT_SLICES = 12, 2  # along the finest axis of a volume, and along any other
+LEAST_CONTEXT_PIXELS = 32
+LITTLE = 1 / 3  # of a picture's side: one that structures and their context fill less of is cropped
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Scene:
         reference, prediction: (X, Y, Z) class indices, 255 ignored; None where there is none.
         grid: of all of them: right, anterior, superior where a volume has a physical size, else as stored.
         limits: the intensities shown as black and as white.
+        blank: whether there is no picture, only outlines.
     """
 
     picture: Array
@@ -75,6 +78,7 @@ class Scene:
     prediction: Array | None
     grid: Grid
     limits: Limits
+    blank: bool = False
 
     @property
     def views(self) -> dict[str, View]:
@@ -91,16 +95,15 @@ class Scene:
         return np.zeros(self.grid.shape, bool)
 
     def cropped(self, mask: Array) -> Scene:
-        """A volume without what lies further from the mask than some context; all of it where the mask is empty."""
-        if self.grid.planar or not mask.any():
+        """A volume without what lies further from the mask than some context; all of it where the mask is empty.
+
+        A 2D picture stays whole, but along an axis of which all structures fill little.
+        """
+        if self.grid.planar and self.prediction is not None:
+            mask = mask | inside_structures(self.prediction)  # what is not there, too
+        if not mask.any():
             return self
-        box = []
-        for axis in range(3):
-            filled = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis)))
-            first, last = int(filled[0]), int(filled[-1]) + 1
-            context = max(LEAST_CONTEXT_VOXELS, round(CONTEXT * (last - first)))
-            box.append(slice(max(0, first - context), min(last + context, mask.shape[axis])))
-        x, y, z = box
+        x, y, z = box = tuple(self._near(mask, axis) for axis in range(3))
         return replace(
             self,
             picture=self.picture[x, y, z],
@@ -108,6 +111,19 @@ class Scene:
             prediction=None if self.prediction is None else self.prediction[x, y, z],
             grid=self.grid.cropped(tuple(b.start for b in box), tuple(b.stop - b.start for b in box)),
         )
+
+    def _near(self, mask: Array, axis: int) -> slice:
+        """The part of an axis that a mask and its context take."""
+        filled, size = np.flatnonzero(mask.any(tuple(a for a in range(3) if a != axis))), mask.shape[axis]
+        first, last = int(filled[0]), int(filled[-1]) + 1
+        if self.grid.planar:
+            context = max(LEAST_CONTEXT_PIXELS, round(CONTEXT * (last - first)))
+            little = last - first + 2 * context < LITTLE * size
+            return slice(max(0, first - context), min(last + context, size)) if little else slice(0, size)
+        # Of thick slices as much is shown as of thin ones in mm: many of them would leave little room for the others' planes.
+        least = max(LEAST_CONTEXT_SLICES, round(LEAST_CONTEXT_VOXELS * min(self.grid.spacing) / self.grid.spacing[axis]))
+        context = max(least, round(CONTEXT * (last - first)))
+        return slice(max(0, first - context), min(last + context, size))
 
     def shown(self, view: View, index: int) -> npt.NDArray[np.float32]:
         """One plane of the picture in [0, 1], (rows, columns) or (rows, columns, 3)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from medseg.drawing.style import INK, MUTED, quiet, structure_colour, styled
 
-ROW_INCHES, GROUP_GAP = 0.42, 0.75
+ROW_INCHES, GROUP_GAP, LABEL_ROOM = 0.42, 0.75, 0.55  # inches; rows between groups, and above one whose spans have labels
 MOST_VECTOR_DOTS = 1500  # more than this many and the dots become one picture, or the page grows by megabytes
 
 
@@ -44,14 +44,34 @@ class Scale:
     bounded: bool = True
 
 
-def strip_figure(strips: Sequence[Strip], scales: Sequence[Scale]) -> Figure:
+@dataclass(frozen=True)
+class Span:
+    """What a group's values are held against, as a shaded band with a line at its mean: readers, perhaps.
+
+    Args:
+        low, high: of the band; NaN where there is the line alone.
+        label: stands above the group's rows.
+    """
+
+    mean: float
+    low: float
+    high: float
+    label: str
+
+
+Spans = Mapping[str, Sequence[Span | None]]
+
+
+def strip_figure(strips: Sequence[Strip], scales: Sequence[Scale], spans: Spans | None = None) -> Figure:
     """Strip plots with boxes: one panel a metric side by side, one row a structure and model.
 
     Args:
         strips: rows in order, those of one group together.
         scales: one for each metric, in the order of `Strip.values`.
+        spans: behind the rows of a group, one or None for each metric.
     """
-    places, headings = _places(strips)
+    spans = spans or {}
+    places, headings = _places(strips, spans)
     with styled():
         height = 0.75 + ROW_INCHES * (places[-1] + 1 if places else 1)
         figure = Figure(figsize=(3.9 * len(scales) + 0.4, height), layout="constrained")
@@ -61,7 +81,11 @@ def strip_figure(strips: Sequence[Strip], scales: Sequence[Scale]) -> Figure:
         for index, (axes, scale) in enumerate(zip(panels, scales, strict=True)):
             quiet(axes, "x")
             axes.spines["left"].set_visible(False)
-            _set_scale(axes, scale, [strip.values[index] for strip in strips])
+            behind = {group: span for group, of_group in spans.items() if (span := of_group[index])}
+            ends = [np.array([span.low, span.mean, span.high]) for span in behind.values()]
+            _set_scale(axes, scale, [*(strip.values[index] for strip in strips), *ends])
+            for group, span in behind.items():
+                _draw_span(axes, [at for at, strip in zip(places, strips, strict=True) if strip.group == group], span)
             for place, strip in zip(places, strips, strict=True):
                 _draw_strip(axes, place, strip.values[index], structure_colour(strip.colour), scale, n_dots > MOST_VECTOR_DOTS)
             axes.set_xlabel(scale.label)
@@ -80,7 +104,18 @@ def strip_figure(strips: Sequence[Strip], scales: Sequence[Scale]) -> Figure:
     return figure
 
 
-def _places(strips: Sequence[Strip]) -> tuple[list[float], list[tuple[float, str]]]:
+def _draw_span(axes: Axes, places: Sequence[float], span: Span) -> None:
+    if not places:
+        return
+    top, end = places[0] - 0.46, places[-1] + 0.46
+    if np.isfinite(span.low):
+        axes.fill_between([span.low, span.high], top, end, color=MUTED, alpha=0.22, linewidth=0, zorder=1)
+    axes.plot([span.mean] * 2, [top, end], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1.5)
+    across = blended_transform_factory(axes.transAxes, axes.transData)
+    axes.text(0, top - 0.26, span.label, fontsize=7.5, color=MUTED, va="center", transform=across)
+
+
+def _places(strips: Sequence[Strip], labelled: Container[str]) -> tuple[list[float], list[tuple[float, str]]]:
     """Where each row stands, and where the heading of each group stands."""
     places: list[float] = []
     headings: list[tuple[float, str]] = []
@@ -88,8 +123,9 @@ def _places(strips: Sequence[Strip]) -> tuple[list[float], list[tuple[float, str
     for strip in strips:
         at += 1
         if strip.group != before:
-            at += GROUP_GAP if before is not None else 0
-            headings.append((at - 0.72, strip.group))
+            room = LABEL_ROOM if strip.group in labelled else 0
+            at += room + (GROUP_GAP if before is not None else 0)
+            headings.append((at - 0.72 - room, strip.group))
             before = strip.group
         places.append(at)
     return places, headings

@@ -15,6 +15,7 @@ MOST_VALUES = 2**20  # that percentiles are taken of
 # The usual windows in Hounsfield units, as level and width: lung -600 and 1500, soft tissue 40 and 400, bone 400 and 1800.
 LUNG, SOFT_TISSUE, BONE = (-1350.0, 150.0), (-160.0, 240.0), (-500.0, 1300.0)
 LUNG_BELOW, BONE_ABOVE = -400.0, 250.0
+AIR_OF_CT = -900.0  # at most, where a scan without a plan is taken for a CT
 LEAST_OF_CT = -200.0  # air and fat lie below it in every CT
 
 

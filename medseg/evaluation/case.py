@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -15,16 +15,22 @@ from medseg.core.errors import CaseError, GridMismatchError, UnreadableError
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
-from medseg.evaluation.pairs import Pair, on_grid
-from medseg.io.formats import read_labels
+from medseg.evaluation.masks import note_absent, read_masks
+from medseg.evaluation.pairs import Pair, on_grid, place, widen
+from medseg.io.formats import read_grid
 from medseg.io.probabilities import ProbabilityMaps, read_probabilities
 from medseg.metrics.calibration import Reliability, reliability_of
+from medseg.metrics.instances import Numbers, number_components
 from medseg.metrics.measures import Measure
+from medseg.metrics.membranes import CellScores, threshold_scores
 from medseg.metrics.pair import LESION_OVERLAP, Frame, StructurePair, pair_structures
 from medseg.metrics.table import METRICS
 
 Status = Literal["ok", "both_empty", "reference_empty", "prediction_empty", "prediction_missing", "unreadable", "grid_mismatch"]
 Classes = npt.NDArray[np.uint8]
+PairNumbers = tuple[Numbers, Numbers | None]
+
+MAXIMA = ("v_rand_max", "v_info_max")
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ class CaseResult:
     Args:
         rows: one a structure (or region), as in per_case.csv without the case's names.
         status: ok, prediction_missing, unreadable or grid_mismatch.
-        reason: one sentence where it is not ok, or where the prediction was resampled.
+        reason: one sentence where it is not ok, or where it was measured with a reservation: resampled, or numbers that are none.
         reliability: of each structure whose probabilities were measured, the bins of a reliability diagram.
+        thresholds: of each such structure, its cells scored at each of ISBI_THRESHOLDS, where a metric asks for the best.
         diagonal: of the reference's grid; NaN where the reference could not be read, and the case not be evaluated.
     """
 
@@ -64,13 +71,22 @@ class CaseResult:
     reason: str = ""
     diagonal: float = math.nan
     reliability: dict[str, Reliability] = field(default_factory=dict)
+    thresholds: dict[str, list[CellScores]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A label file: (X, Y, Z) class indices, and the values that the file holds, both on the reference's grid."""
+
+    classes: Classes
+    values: Numbers
 
 
 def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
     """Read and measure one case; what is wrong with its files is its status and not an error."""
     try:
-        reference_map = _reference(pair, ruler)
-        reference = ruler.scheme.encode(reference_map.array, str(pair.reference))
+        reference_map, absent = _reference(pair, ruler)
+        reference = Read(ruler.scheme.encode(reference_map.array, str(pair.reference)), reference_map.array)
     except CaseError as error:
         return CaseResult(rows_without_figures(ruler, "unreadable"), "unreadable", str(error))
     grid = reference_map.grid
@@ -79,25 +95,40 @@ def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
         maps = _probabilities(pair, ruler, grid) if prediction is not None else None
     except CaseError as error:
         maps, reason = None, f"{reason} {error}".strip()
-    rows, bins = _measure(reference, prediction, grid, ruler, maps)
+    numbers, doubt = _numbers(reference, prediction, ruler)
+    rows, bins, scores = _measure(reference.classes, prediction.classes if prediction else None, grid, ruler, maps, numbers)
     if prediction is None:
         rows = [row | {"status": status} for row in rows]
-    return CaseResult(rows, status, reason, grid.diagonal, bins)
+    return CaseResult(rows, status, "; ".join(filter(None, (absent, reason, doubt))), grid.diagonal, bins, scores)
 
 
-def _reference(pair: Pair, ruler: Ruler) -> LabelMap:
+def _reference(pair: Pair, ruler: Ruler) -> tuple[LabelMap, str]:
     if pair.reference is None:
         raise UnreadableError(f"case {pair.case_id} names no reference; name its label file.")
-    return read_labels(pair.reference, spacing_mm=ruler.spacing_mm)
+    labels, cut = read_masks(pair.reference, ruler.scheme, spacing_mm=ruler.spacing_mm)
+    labels = _widened(labels, pair, ruler) if cut else labels
+    if ruler.frame.planar and not labels.grid.planar:
+        raise GridMismatchError(f"{pair.reference} marks one slice of a scan of {labels.grid.shape[2]}; save all slices of it.")
+    return labels, note_absent(pair.reference, ruler.scheme)
 
 
-def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Classes | None]:
-    """The prediction's classes on the reference's grid, or the status and the reason why there are none."""
+def _widened(labels: LabelMap, pair: Pair, ruler: Ruler) -> LabelMap:
+    """A reference that was cut to its structures, on all that the prediction covers."""
+    try:
+        return widen(labels, read_grid(pair.prediction, spacing_mm=ruler.spacing_mm)) if pair.prediction else labels
+    except CaseError:
+        return labels  # reading the prediction gives the reason
+
+
+def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Read | None]:
+    """The prediction on the reference's grid, or the status and the reason why there is none."""
     if pair.prediction is None or not pair.prediction.exists():
         return "prediction_missing", pair.reason or f"{pair.prediction} does not exist", None
     try:
-        labels, note = on_grid(read_labels(pair.prediction, spacing_mm=ruler.spacing_mm), grid, ruler.nearest)
-        return "ok", note, ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True)
+        labels, cut = read_masks(pair.prediction, ruler.scheme, True, ruler.spacing_mm)
+        labels, note = on_grid(place(labels, grid) if cut else labels, grid, ruler.nearest)
+        note = "; ".join(filter(None, (note, note_absent(pair.prediction, ruler.scheme, True))))
+        return "ok", note, Read(ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True), labels.array)
     except GridMismatchError as error:
         return "grid_mismatch", str(error), None
     except CaseError as error:
@@ -108,6 +139,35 @@ def _probabilities(pair: Pair, ruler: Ruler, grid: Grid) -> ProbabilityMaps | No
     """What the network gave each voxel, where it was kept and a metric asks for it."""
     wanted = any(METRICS[m.metric].of_probabilities for m in ruler.measures)
     return read_probabilities(pair.probabilities, grid) if wanted and pair.probabilities else None
+
+
+def _numbers(reference: Read, prediction: Read | None, ruler: Ruler) -> tuple[dict[str, PairNumbers], str]:
+    """What numbers the objects of each structure of which that is declared, and a sentence where a file contradicts it.
+
+    A reference is taken at its word. A prediction numbers its objects where the file holds several values of a structure; a mask
+    of a single value does not tell, and its connected components are its objects.
+    """
+    if not any(METRICS[m.metric].group == "instances" for m in ruler.measures):
+        return {}, ""
+    found: dict[str, PairNumbers] = {}
+    doubts = []
+    for name in ruler.scheme.numbered:
+        classes = ruler.scheme.measured[name]
+        told = prediction is not None and any(_several(prediction, [index]) for index in classes)
+        found[name] = reference.values, prediction.values if prediction and told else None
+        if not _several(reference, classes) and (pieces := _pieces(reference, classes)) > 1:
+            doubts.append(f"all {pieces} pieces of {name} have one number in the reference, so they count as one object")
+    return found, "; ".join(doubts)
+
+
+def _several(read: Read, classes: Sequence[int]) -> bool:
+    """True where the voxels of these classes hold more than one value."""
+    values = read.values[np.isin(read.classes, classes)]
+    return bool(values.size and (values != values[0]).any())
+
+
+def _pieces(read: Read, classes: Sequence[int]) -> int:
+    return int(number_components(np.isin(read.classes, classes)).max(initial=0))
 
 
 def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler) -> list[dict[str, Any]]:
@@ -122,24 +182,37 @@ def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ru
 
 
 def _measure(
-    reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler, maps: ProbabilityMaps | None = None
-) -> tuple[list[dict[str, Any]], dict[str, Reliability]]:
-    """The rows of one case, and the bins of its probabilities (`maps`, on `grid`)."""
+    reference: Classes,
+    prediction: Classes | None,
+    grid: Grid,
+    ruler: Ruler,
+    maps: ProbabilityMaps | None = None,
+    numbers: Mapping[str, PairNumbers] | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, Reliability], dict[str, list[CellScores]]]:
+    """The rows of one case, and of its probabilities (`maps`, on `grid`) the bins and the scores over thresholds.
+
+    Args:
+        numbers: of structures whose objects are numbered, the values in the reference and, or None, in the prediction.
+    """
     absent = prediction is None
     compared = np.zeros_like(reference) if prediction is None else prediction
     measured = ruler.scheme.measured
     pairs = pair_structures(
         reference, compared, grid, ruler.frame, list(measured.values()), ruler.tolerances, ruler.lesion_overlap
     )
-    rows, bins = [], {}
+    rows, bins, scores = [], {}, {}
     for name, pair in zip(measured, pairs, strict=True):
+        if numbers and name in numbers:
+            pair = replace(pair, reference_numbers=numbers[name][0], prediction_numbers=numbers[name][1])
         if maps is not None:
             pair = replace(pair, probability=partial(maps.of, name))
             bins[name] = pair.once(reliability_of)
+            if any(m.metric in MAXIMA for m in ruler.measures):
+                scores[name] = pair.once(threshold_scores)
         measurable = [m for m in ruler.measures if m.applies(name) and (not absent or m.metric == "reference_volume")]
         figures = {m.column: METRICS[m.metric].function(pair) for m in measurable}
         rows.append(_row(name, ruler.measures, figures, "prediction_missing" if absent else _status(pair)))
-    return rows, bins
+    return rows, bins, scores
 
 
 def _status(pair: StructurePair) -> Status:

@@ -13,8 +13,12 @@ from medseg.core.grid import Grid
 from medseg.core.manifest import Case
 from medseg.core.resample import resample
 from medseg.core.volume import LabelMap
-from medseg.io.formats import case_name, is_folder_scan, is_scan
+from medseg.evaluation.layouts import Masks, bare_name, find_masks
+from medseg.io.formats import case_name
 from medseg.io.probabilities import SUFFIX
+
+FEW = 3
+CELLPOSE = "_cp_masks"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Pair:
         reference: None where the case has none.
         prediction: None where there is none; `reason` then says why.
         probabilities: beside the prediction, where they were kept.
+        differing: what was left out of the two names to match them, in words; empty where they are equal.
     """
 
     case_id: str
@@ -33,6 +38,7 @@ class Pair:
     prediction: Path | None
     reason: str = ""
     probabilities: Path | None = None
+    differing: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,40 +68,72 @@ def _with_probabilities(pair: Pair) -> Pair:
 
 
 def pair_folders(predictions: Path, references: Path) -> tuple[list[Pair], list[Unmatched]]:
-    """Pairs by case name: one for every reference, and the list of all files that have no partner.
+    """Pairs by case name: one for every reference, and the list of all masks that have no partner.
 
-    Raises: ConfigError where a folder is missing or holds no label maps, two files of a folder have one case name, or no
-        name is in both folders.
+    A mask is a file, or a folder of a case (see `find_masks`). Names may differ in what tools put behind them, such as
+    `_seg` or `_cp_masks`; a case is called by what is left, unless a folder holds several of one name.
+
+    Raises: ConfigError where a folder is missing or holds no masks, several masks of one folder may be a case's, or no name is
+        in both folders.
     """
-    found, wanted = _by_name(predictions, "predictions"), _by_name(references, "references")
-    if not found.keys() & wanted.keys():
+    found, wanted = find_masks(predictions, "predictions"), find_masks(references, "references")
+    partners = _partners(found, wanted, predictions, references)
+    if not partners:
         raise ConfigError(
-            f"no file of {predictions} is named like one of {references} (for example {next(iter(found.values())).name} and "
-            f"{next(iter(wanted.values())).name}); give both files of a case the same name."
+            f"no mask of {predictions} is called like one of {references} ({_some(found)} against {_some(wanted)}); give both "
+            "masks of a case one name with the same capitals; only endings such as _seg, _pred or _cp_masks may differ."
         )
+    cases, others, taken = _case_ids(wanted), _case_ids(found), set(partners.values())
     pairs = [
-        _with_probabilities(Pair(n, "", path, found.get(n), "" if n in found else f"no file in {predictions}"))
-        for n, path in wanted.items()
+        _with_probabilities(Pair(cases[name], "", path, found[partners[name]], differing=_differing(partners[name], name)))
+        if name in partners
+        else Pair(cases[name], "", path, None, f"no mask in {predictions}")
+        for name, path in wanted.items()
     ]
-    unmatched = [Unmatched(name, "prediction", path) for name, path in wanted.items() if name not in found]
-    unmatched += [Unmatched(name, "reference", path) for name, path in found.items() if name not in wanted]
-    return pairs, unmatched
+    unmatched = [Unmatched(cases[name], "prediction", path) for name, path in wanted.items() if name not in partners]
+    return pairs, unmatched + [Unmatched(others[n], "reference", path) for n, path in found.items() if n not in taken]
 
 
-def _by_name(folder: Path, what: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder; give the folder of the {what}.")
-    files: dict[str, Path] = {}
-    for path in sorted(filter(_holds_labels, folder.iterdir())):
-        if (first := files.setdefault(case_name(path), path)) != path:
-            raise ConfigError(f"{folder}: {first.name} and {path.name} are both case `{case_name(path)}`; remove one.")
-    if not files:
-        raise ConfigError(f"{folder} holds no label map in a format that can be read; give the folder of the {what}.")
-    return files
+def _partners(found: Masks, wanted: Masks, predictions: Path, references: Path) -> dict[str, str]:
+    """The prediction's name for the name of each reference that has one. Raises: ConfigError where several might be it."""
+    of_found, of_wanted = _by_key(found), _by_key(wanted)
+    partners: dict[str, str] = {}
+    for key, names in of_wanted.items():
+        others = of_found.get(key, [])
+        if len(names) == 1 < len(others):  # Cellpose writes its masks beside the pictures
+            others = [name for name in others if name.lower().endswith(CELLPOSE)] or others
+        if set(names) == set(others):
+            partners |= {name: name for name in names}
+        elif len(names) == len(others) == 1:
+            partners[names[0]] = others[0]
+        elif others:
+            raise ConfigError(
+                f"{', '.join(names)} of {references} and {', '.join(others)} of {predictions} may all be case `{key}`; leave one "
+                "of them in each folder."
+            )
+    return partners
 
 
-def _holds_labels(path: Path) -> bool:
-    return ((path.is_file() and is_scan(path)) or is_folder_scan(path)) and not path.name.endswith(SUFFIX)
+def _by_key(masks: Masks) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for name in masks:
+        keys.setdefault(bare_name(name), []).append(name)
+    return keys
+
+
+def _case_ids(masks: Masks) -> dict[str, str]:
+    """What the case of each name is called: the bare name, unless another has the same."""
+    return {name: key if len(names) == 1 else name for key, names in _by_key(masks).items() for name in names}
+
+
+def _differing(prediction: str, reference: str) -> str:
+    ends = [(name[len(bare_name(name)) :], what) for name, what in ((prediction, "predictions"), (reference, "references"))]
+    return "" if prediction == reference else " and ".join(f"`{end}` of the {what}" for end, what in ends if end)
+
+
+def _some(masks: Masks) -> str:
+    names = [path.name if path.is_file() else f"{name}/" for name, path in list(masks.items())[:FEW]]
+    return ", ".join(names) + (", ..." if len(masks) > FEW else "")
 
 
 def on_grid(labels: LabelMap, grid: Grid, nearest: bool = False) -> tuple[LabelMap, str]:
@@ -113,6 +151,46 @@ def on_grid(labels: LabelMap, grid: Grid, nearest: bool = False) -> tuple[LabelM
     if nearest and labels.grid.physical == grid.physical:
         return LabelMap(resample(labels.array, labels.grid, grid, order=0), grid), f"resampled by nearest neighbour: {difference}"
     raise GridMismatchError(f"the prediction's grid is not the reference's: {difference} (reference first).")
+
+
+def place(labels: LabelMap, grid: Grid) -> LabelMap:
+    """`labels` that are background wherever they do not reach, on all of `grid`; as they are where voxels do not coincide.
+
+    Raises: GridMismatchError where marked voxels lie outside of `grid`.
+    """
+    turned = _turned(labels.grid, grid)
+    if (start := _offset(turned, grid)) is None:
+        return labels
+    array = resample(labels.array, labels.grid, turned, order=0)
+    whole = np.zeros(grid.shape, array.dtype)
+    inner = tuple(slice(max(0, -s), max(0, min(n, size - s))) for s, n, size in zip(start, turned.shape, grid.shape, strict=True))
+    outer = tuple(slice(i.start + s, i.start + s + max(0, i.stop - i.start)) for i, s in zip(inner, start, strict=True))
+    if (outside := np.count_nonzero(array) - np.count_nonzero(array[inner])) > 0:
+        raise GridMismatchError(f"{outside} of the marked voxels lie outside of the reference's grid.")
+    if array[inner].size:
+        whole[outer] = array[inner]
+    return LabelMap(whole, grid)
+
+
+def widen(labels: LabelMap, other: Grid) -> LabelMap:
+    """`labels` that are background wherever they do not reach, on the smallest grid that holds theirs and `other`.
+
+    As they are where the voxels of the two do not coincide.
+    """
+    turned = _turned(labels.grid, other)
+    if (start := _offset(turned, other)) is None:
+        return labels
+    low = np.minimum(start, 0)
+    high = np.maximum(np.add(start, turned.shape), other.shape)
+    return place(labels, other.cropped(tuple(low.tolist()), tuple((high - low).tolist())))
+
+
+def _offset(inner: Grid, outer: Grid) -> tuple[int, ...] | None:
+    """The voxel of `outer` on which the first of `inner` lies, be it outside; None where their voxels do not coincide."""
+    first = np.linalg.solve(outer.affine, inner.affine[:, 3])[:3]
+    start = tuple(int(v) for v in np.round(first))
+    same = outer.cropped(start, inner.shape).difference(inner) is None
+    return start if same else None
 
 
 def _turned(grid: Grid, towards: Grid) -> Grid:

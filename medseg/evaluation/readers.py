@@ -56,12 +56,12 @@ class Band:
     highest: float
 
     def place(self, value: float, better: Literal["higher", "lower"]) -> Standing:
-        """Where a model's mean lies: better than every pair of readers, worse than every pair, or within; empty if undefined."""
-        if math.isnan(value) or math.isnan(self.mean):
+        """Where a model's mean lies: within the readers' interval, or on its better or worse side; empty if there is none."""
+        if math.isnan(value) or math.isnan(self.ci_low):
             return ""
-        if self.lowest <= value <= self.highest:
+        if self.ci_low <= value <= self.ci_high:
             return "within"
-        return "better" if (value > self.highest) == (better == "higher") else "worse"
+        return "better" if (value > self.ci_high) == (better == "higher") else "worse"
 
 
 def band_of(figures: npt.ArrayLike, units: Sequence[str], resamples: int, confidence: float, seed: int) -> Band:
@@ -109,6 +109,16 @@ def pair_readers(folders: Mapping[str, Path], patients: Mapping[str, str] | None
         ]
         for a, b in permutations(folders, 2)
     }
+
+
+def readers_of_cases(pairs: Mapping[Readers, Sequence[Pair]]) -> pd.DataFrame:
+    """reader_cases.csv: every case that two readers or more have read, and which ones (case_id, readers)."""
+    found: dict[str, list[str]] = {}
+    for (reader, _), of_two in pairs.items():
+        for pair in of_two:
+            names = found.setdefault(pair.case_id, [])
+            names += [reader] if reader not in names else []
+    return pd.DataFrame([(case, ";".join(names)) for case, names in sorted(found.items())], columns=["case_id", "readers"])
 
 
 def scheme_of_readers(scheme: LabelScheme) -> LabelScheme:

@@ -141,7 +141,9 @@ def cases_needed_from_pilot(
         for row in _rows(table[table["structure"] == structure], structure, measure, width, confidence, seed)
     ]
     if not rows:
-        raise ConfigError(f"no structure has `{metric}` of two patients that differ, so there is no spread to plan with; give --sd.")
+        raise ConfigError(
+            f"no structure has `{metric}` of two patients that differ, so nothing tells their spread; give --sd."
+        )
     return pd.DataFrame(rows, columns=NEEDED_COLUMNS)
 
 

@@ -21,6 +21,7 @@ from medseg.core.record import read_record
 from medseg.evaluation.case import CaseResult, Ruler, measure_pair, rows_without_figures
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.pairs import Pair
+from medseg.evaluation.thresholds import threshold_table
 from medseg.io.formats import read_grid
 from medseg.metrics.calibration import Reliability
 from medseg.metrics.measures import Measure, measures_for
@@ -42,6 +43,8 @@ class Evaluation:
         length_unit: of the diagonal: mm or px.
         reliability: structure, bin_from, bin_to, n (voxels), mean_probability, hit_rate, over all cases; empty where no
             probabilities were measured. `load_evaluation` leaves it empty.
+        thresholds: structure, metric, threshold, n, n_undefined, mean, as `threshold_table` makes it; empty where no best
+            threshold was asked for. `load_evaluation` leaves it empty.
     """
 
     per_case: pd.DataFrame
@@ -49,6 +52,7 @@ class Evaluation:
     measures: tuple[Measure, ...]
     length_unit: str
     reliability: pd.DataFrame = field(default_factory=pd.DataFrame)
+    thresholds: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def structures(self) -> list[str]:
@@ -94,7 +98,8 @@ def evaluate_cases(
     columns = ["case_id", "patient_id", "structure", *(m.column for m in measures), "status"]
     cases = pd.DataFrame([_case_row(pair, result) for pair, result in results])
     bins = _reliability([result for _, result in results])
-    return Evaluation(pd.DataFrame(per_case, columns=columns), cases, measures, frame.length_unit, bins)
+    thresholds = threshold_table([result.thresholds for _, result in results])
+    return Evaluation(pd.DataFrame(per_case, columns=columns), cases, measures, frame.length_unit, bins, thresholds)
 
 
 def _reliability(results: Sequence[CaseResult]) -> pd.DataFrame:
@@ -169,11 +174,12 @@ def _case_row(pair: Pair, result: CaseResult) -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Write per_case.csv, cases.csv (where `diagonal` carries its unit) and, where there is any, reliability.csv."""
-    if evaluation.reliability.empty:
-        remove(folder / "reliability.csv")
-    else:
-        write_table(folder / "reliability.csv", evaluation.reliability)
+    """Write per_case.csv, cases.csv (with the unit of `diagonal`) and, where there are any, reliability.csv, thresholds.csv."""
+    for name, table in (("reliability.csv", evaluation.reliability), ("thresholds.csv", evaluation.thresholds)):
+        if table.empty:
+            remove(folder / name)
+        else:
+            write_table(folder / name, table)
     write_table(folder / "per_case.csv", evaluation.per_case)
     write_table(folder / "cases.csv", evaluation.cases.rename(columns={"diagonal": f"diagonal_{evaluation.length_unit}"}))
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from scipy.special import expit
 
+from medseg.core.components import Components, boxes_of, mask_of
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
-from medseg.inference.components import Components, boxes_of, mask_of
 
 Array = npt.NDArray[Any]
 Picture = npt.NDArray[np.float32]

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from medseg.core.components import Components, boxes_of, mask_of
 from medseg.core.config import Section
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
-from medseg.inference.components import Components, boxes_of, mask_of
 
 Classes = npt.NDArray[np.uint8]
 

@@ -2,10 +2,14 @@
 
 A new format is a file with `read`, `read_grid` and `encode`, and one row of FORMATS. A scan's source is a file, a folder that is
 one picture (OME-Zarr), or a DICOM series; a DICOM file, or a folder of them, that holds one series stands for the series.
+
+Masks may stand by name instead of value: in a DICOM SEG, a segmentation of 3D Slicer, or a folder with a file a structure. These
+are read by `read_named_masks`; how their structures share one label map is for a label scheme to say.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +22,21 @@ from medseg.core.errors import CaseError, GridMismatchError, LabelError, OutputE
 from medseg.core.files import atomic_path, files_below
 from medseg.core.grid import Grid
 from medseg.core.volume import LabelMap, Volume
-from medseg.io import dicom, metaimage, nifti, nrrd, ome_zarr, raster, tiff
+from medseg.io import dicom, dicom_masks, metaimage, nifti, nrrd, ome_zarr, raster, segment_layers, tiff
+from medseg.io.named_masks import NamedMasks, masks_of_files
 from medseg.io.picture import Array, Format, Picture, no_warnings
 from medseg.io.series import Series, find_series, is_dicom
 
 Spacing = Sequence[float] | None
 Source = Path | Series
+
+
+def _by_name_only(path: Path, as_labels: bool) -> Picture:
+    raise LabelError(
+        f"{path} holds masks by name and not label values, which only evaluation reads; save it as one label map with a value a "
+        "structure."
+    )
+
 
 _NIFTI = Format("NIfTI", nifti.read, nifti.read_grid, nifti.encode_gz, ".nii.gz", nifti.warnings)
 _NRRD = Format("NRRD", nrrd.read, nrrd.read_grid, nrrd.encode, ".nrrd", nrrd.warnings)
@@ -32,6 +45,9 @@ _RASTER = Format("PNG or JPEG", raster.read, raster.read_grid, raster.encode, ".
 _TIFF = Format("TIFF", tiff.read, tiff.read_grid, tiff.encode, ".tif", tiff.warnings)
 _ZARR = Format("OME-Zarr", ome_zarr.read, ome_zarr.read_grid, None, ".ome.zarr", ome_zarr.warnings)
 _DICOM = Format("DICOM", dicom.read, dicom.read_grid, None, ".nii.gz", dicom.warnings)  # for a series; it has no suffix
+_SEG = Format("DICOM SEG", _by_name_only, lambda path: dicom_masks.read(path).grid, None, ".nii.gz", no_warnings)
+_LAYERS = Format("3D Slicer", _by_name_only, lambda path: segment_layers.read(path).grid, None, ".nii.gz", no_warnings)
+_STRUCTURES = Format("folder", _by_name_only, lambda path: _structure_files(path).grid, None, ".nii.gz", no_warnings)
 
 # Of two suffixes that fit, the longer one stands first.
 FORMATS: dict[str, Format] = {
@@ -57,6 +73,11 @@ WRITERS: dict[str, Callable[[Array, Path], bytes]] = {
     suffix: row.encode for suffix, row in FORMATS.items() if row.encode and suffix not in (".nhdr", ".mhd", ".jpg", ".jpeg")
 } | {".nii": nifti.encode}
 
+# What tools and people put behind the name of a case to call its mask: Cellpose, BIDS, SCT and Slicer among them.
+MASK_SUFFIX = re.compile(
+    r"(?<=.)[._-](cp_masks|d?seg|segmentations?|masks?|labels?|labelmap|gt|ground_?truth|truth|manual|preds?|predictions?)$",
+    re.IGNORECASE,
+)
 WHOLE_TOLERANCE = 1e-5  # some tools store label 1 as 0.99999997
 STATED_SPACING_TOLERANCE = 0.01
 
@@ -105,6 +126,31 @@ def read_labels(path: Source, spacing_mm: Spacing = None) -> LabelMap:
             f"{path} is a colour picture of {picture.array.shape[0]} channels; save the labels as one grey value a voxel."
         )
     return LabelMap(_whole(picture.array[0], path), picture.grid)
+
+
+def read_named_masks(path: Source, spacing_mm: Spacing = None) -> NamedMasks | None:
+    """The masks that a DICOM SEG, a segmentation of 3D Slicer or a folder with a file a structure tells apart by name.
+
+    Returns: None for anything else: a label map, whose structures are values.
+    Raises: UnreadableError as `read_volume`; LabelError where a name stands twice. Reading a mask raises the same, and
+        GridMismatchError where the files of a folder do not lie on the same voxels.
+    """
+    with _reading(path) as (row, place):
+        if row is _STRUCTURES:
+            return _structure_files(place, spacing_mm)
+        if row is _SEG:
+            return dicom_masks.read(place).guarded(lambda: _reading(path))
+        if row in (_NRRD, _LAYERS) and segment_layers.is_segmentation(place):
+            return segment_layers.read(place).guarded(lambda: _reading(path))
+    return None
+
+
+def _structure_files(folder: Path, spacing_mm: Spacing = None) -> NamedMasks:
+    files: dict[str, Path] = {}
+    for path in sorted(filter(is_scan, folder.iterdir())):
+        if (first := files.setdefault(case_name(path), path)) != path:
+            raise LabelError(f"{folder}: {first.name} and {path.name} are both masks of `{case_name(path)}`; remove one.")
+    return masks_of_files(files, read_grid(next(iter(files.values())), spacing_mm), lambda path: read_labels(path, spacing_mm))
 
 
 def read_grid(path: Source, spacing_mm: Spacing = None) -> Grid:
@@ -185,6 +231,11 @@ def is_scan(path: Path) -> bool:
     return bool(_suffix(path)) and not Path(path).name.startswith(".")
 
 
+def is_mask_object(path: Path) -> bool:
+    """True for a DICOM SEG or RTSTRUCT, which have no suffix of their own."""
+    return not Path(path).name.startswith(".") and not _suffix(path) and dicom_masks.is_mask_object(Path(path))
+
+
 def is_folder_scan(path: Path) -> bool:
     """True where a folder is one picture, by its name."""
     return is_scan(path) and FORMATS[_suffix(path)] is _ZARR
@@ -201,10 +252,23 @@ def _row(source: Source) -> tuple[Format, Any]:
         return _DICOM, source
     path = Path(source)
     if suffix := _suffix(path):
-        return FORMATS[suffix], path
+        return (_LAYERS if suffix == ".nrrd" and segment_layers.is_layered(path) else FORMATS[suffix]), path
+    if dicom_masks.is_mask_object(path):
+        return _SEG, path
+    if path.is_dir() and _holds_structures(path):
+        return _STRUCTURES, path
     if path.is_dir() or (path.is_file() and is_dicom(path)):
         return _DICOM, _only_series(path)
     raise UnreadableError(f"{path} has no suffix that can be read; convert it to one of {', '.join(SCAN_SUFFIXES)}.")
+
+
+def _holds_structures(folder: Path) -> bool:
+    """True where the files of a folder are masks and no slices of a scan."""
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+    except OSError:
+        return False
+    return any(map(is_scan, files)) and not any(is_dicom(path) for path in files if not _suffix(path))
 
 
 def _only_series(path: Path) -> Series:
@@ -223,7 +287,7 @@ def _reading(source: Source) -> Iterator[tuple[Format, Any]]:
     """The row for a source and what it takes; whatever its reader raises leaves as one UnreadableError with what and where."""
     row, place = _row(source)
     name = named(source)
-    if isinstance(place, Path) and not (place.is_file() or (row is _ZARR and place.is_dir())):
+    if isinstance(place, Path) and not (place.is_file() or (row in (_ZARR, _STRUCTURES) and place.is_dir())):
         what = "is a folder; give a file in it" if place.is_dir() else "does not exist; correct the path or bring the file"
         raise UnreadableError(f"{place} {what}.")
     try:

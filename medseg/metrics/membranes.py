@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medseg.metrics.pair import StructurePair
+
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -87,12 +89,23 @@ def score_cells_at(
     return [score_cells(reference, ~(1 - probability > threshold), ignored) for threshold in thresholds]
 
 
+def threshold_scores(pair: StructurePair) -> list[CellScores]:
+    """`score_cells_at` of a structure for each of ISBI_THRESHOLDS; empty where its probabilities were not kept."""
+    given = pair.probabilities()
+    return [] if given is None else score_cells_at(pair.masks()[0], given, ignored=pair.ignored)
+
+
 def best_scores(scores: Sequence[CellScores], thresholds: Sequence[float] = ISBI_THRESHOLDS) -> BestScores:
-    """The largest figures over thresholds, the lower threshold of two that are as good; NaN where no threshold has a figure."""
+    """The largest figures over thresholds, the lower threshold of two that are as good; NaN where no threshold has a figure.
+
+    Args:
+        scores: one for each threshold, or none.
+    """
     best: list[float] = []
     for values in ([s.v_rand for s in scores], [s.v_info for s in scores]):
-        place = max(range(len(values)), key=lambda i: -1 if math.isnan(values[i]) else values[i])
-        best += [values[place], math.nan if math.isnan(values[place]) else thresholds[place]]
+        defined = [place for place, value in enumerate(values) if not math.isnan(value)]
+        place = max(defined, key=values.__getitem__, default=None)
+        best += [math.nan, math.nan] if place is None else [values[place], thresholds[place]]
     return BestScores(*best)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medseg.core.components import Box, box_around, boxes_of
 from medseg.core.grid import Grid
 from medseg.core.labels import IGNORE
+from medseg.metrics.instances import Numbers, number_components
 from medseg.metrics.overlap import Counts, confusion_matrix, counts_of
 from medseg.metrics.surface import SurfaceDistances, surface_distances
 
-Box = tuple[slice, slice, slice]
 Classes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
@@ -63,6 +64,8 @@ class StructurePair:
         tolerance: of the surface Dice, in `frame.length_unit`.
         lesion_overlap: IoU from which on a lesion is found.
         probability: gives (X, Y, Z) float32, the structure's probability; None where none was kept.
+        reference_numbers, prediction_numbers: (X, Y, Z) unsigned, values that differ from object to object, 0 in none; whatever
+            they are outside of the structure. None where connected pieces are the objects.
     """
 
     classes: tuple[int, ...]
@@ -75,6 +78,8 @@ class StructurePair:
     tolerance: float
     lesion_overlap: float = LESION_OVERLAP
     probability: Callable[[], npt.NDArray[np.float32] | None] | None = None
+    reference_numbers: Numbers | None = None
+    prediction_numbers: Numbers | None = None
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, measure: Callable[[StructurePair], T]) -> T:
@@ -85,8 +90,12 @@ class StructurePair:
 
     def masks(self, box: Box | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """The structure in the reference and in the prediction, (X, Y) where planar, else (X, Y, Z)."""
-        place: Any = (*(box or (slice(None),) * 3)[:2], 0) if self.frame.planar else box or ...
+        place = self._place(box)
         return self._of(self.reference[place]), self._of(self.prediction[place])
+
+    def _place(self, box: Box | None) -> Any:
+        """What picks the box, or all, out of an array (X, Y, Z)."""
+        return (*(box or (slice(None),) * 3)[:2], 0) if self.frame.planar else box or ...
 
     def _of(self, classes: Classes) -> npt.NDArray[np.bool_]:
         if len(self.classes) == 1:
@@ -94,6 +103,18 @@ class StructurePair:
         member = np.zeros(IGNORE + 1, bool)
         member[list(self.classes)] = True
         return member[classes]
+
+    def objects(self) -> tuple[Numbers, Numbers]:
+        """The structure's objects in the reference and in the prediction, in `box`: integers, 0 is background.
+
+        Either has the numbers of its file, or without them its connected components. Ignored voxels are in no object.
+        """
+        box = self.box or (slice(0, 0),) * 3
+        of_reference, of_prediction = self.masks(box)
+        return (
+            _numbered(of_reference, self.reference_numbers, self._place(box)),
+            _numbered(of_prediction, self.prediction_numbers, self._place(box)),
+        )
 
     @property
     def ignored(self) -> npt.NDArray[np.bool_]:
@@ -145,14 +166,14 @@ def pair_structures(
     if (ignored := reference == IGNORE).any():
         prediction = np.where(ignored, np.uint8(0), prediction)
     matrix = confusion_matrix(reference, prediction, n_classes)
-    boxes = [_boxes(labels, n_classes - 1) for labels in (reference, prediction)]
+    boxes = [boxes_of(labels, n_classes - 1) for labels in (reference, prediction)]
     return [
         StructurePair(
             tuple(classes),
             counts_of(matrix, classes),
             reference,
             prediction,
-            _union(found[index - 1] for found in boxes for index in classes),
+            box_around(found[index - 1] for found in boxes for index in classes),
             grid,
             frame,
             tolerance,
@@ -162,19 +183,5 @@ def pair_structures(
     ]
 
 
-def _boxes(labels: Classes, n_structures: int) -> list[Box | None]:
-    """Where each of the classes 1 ... n_structures lies, or None."""
-    from scipy import ndimage
-
-    if not labels.flags.f_contiguous:
-        return ndimage.find_objects(labels, n_structures)
-    # Gone through as it lies in memory, which takes a third of the time.
-    return [box and box[::-1] for box in ndimage.find_objects(labels.T, n_structures)]
-
-
-def _union(boxes: Iterable[Box | None]) -> Box | None:
-    """The smallest box around boxes, or None without any."""
-    sides = list(zip(*(box for box in boxes if box is not None), strict=True))
-    if not sides:
-        return None
-    return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides)  # type: ignore[return-value]
+def _numbered(mask: npt.NDArray[np.bool_], numbers: Numbers | None, place: Any) -> Numbers:
+    return number_components(mask) if numbers is None else numbers[place] * mask

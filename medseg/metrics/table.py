@@ -15,6 +15,7 @@ from medseg.metrics.instances import (
     Panoptic,
     aggregated_jaccard,
     average_precision,
+    count_overlaps,
     mean_average_precision,
     panoptic,
 )
@@ -96,8 +97,15 @@ def _boundary_iou(pair: StructurePair) -> float:
 
 
 def _objects(pair: StructurePair) -> Overlaps:
-    """The components of both masks: what every figure of lesions and objects is read from."""
+    """The components of both masks: what every figure of lesions is read from."""
     return component_overlaps(*pair.masks(pair.box or (slice(0, 0),) * 3))
+
+
+def _instances(pair: StructurePair) -> Overlaps:
+    """The objects of both masks, by the numbers that files give them or else their components."""
+    if pair.reference_numbers is None and pair.prediction_numbers is None:
+        return pair.once(_objects)
+    return count_overlaps(*pair.objects())
 
 
 def _lesions(pair: StructurePair) -> Detection:
@@ -105,11 +113,11 @@ def _lesions(pair: StructurePair) -> Detection:
 
 
 def _panoptic(pair: StructurePair) -> Panoptic:
-    return panoptic(pair.once(_objects))
+    return panoptic(pair.once(_instances))
 
 
 def _precision_at(iou: float) -> Callable[[StructurePair], float]:
-    return lambda pair: average_precision(pair.once(_objects), iou)
+    return lambda pair: average_precision(pair.once(_instances), iou)
 
 
 def _cells(pair: StructurePair) -> membranes.CellScores:
@@ -117,10 +125,7 @@ def _cells(pair: StructurePair) -> membranes.CellScores:
 
 
 def _best_cells(pair: StructurePair) -> membranes.BestScores:
-    given = pair.probabilities()
-    if given is None:
-        return membranes.BestScores(*[math.nan] * 4)
-    return membranes.best_scores(membranes.score_cells_at(pair.masks()[0], given, ignored=pair.ignored))
+    return membranes.best_scores(pair.once(membranes.threshold_scores))
 
 
 def _centrelines(pair: StructurePair) -> topology.CentrelineOverlap:
@@ -294,7 +299,7 @@ _INSTANCES = (
         "panoptic_quality",
         "Panoptic quality",
         lambda p: p.once(_panoptic).quality,
-        "Segmentation quality times recognition quality of the objects (connected components)",
+        "Segmentation quality times recognition quality of the objects",
         "instances",
     ),
     Metric(
@@ -324,15 +329,15 @@ _INSTANCES = (
     Metric(
         "mean_ap",
         "Mean AP",
-        lambda p: mean_average_precision(p.once(_objects)),
+        lambda p: mean_average_precision(p.once(_instances)),
         "Mean of the average precisions at IoU 0.5, 0.55 to 0.9",
         "instances",
     ),
     Metric(
         "aji",
         "AJI",
-        lambda p: aggregated_jaccard(p.once(_objects)),
-        "Aggregated Jaccard index of the objects (connected components)",
+        lambda p: aggregated_jaccard(p.once(_instances)),
+        "Aggregated Jaccard index of the objects",
         "instances",
     ),
 )

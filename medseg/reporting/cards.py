@@ -125,8 +125,8 @@ def _card(data: ReportData, model: ModelResults, exhibit: Exhibit, folder: Path,
         layout=exhibit.layout,
         reason=exhibit.reason,
         window=window or "",
-        alt=f"Case {exhibit.case_id} of {model.name} ({told}): the image, and the image with the reference outlined in solid "
-        f"lines and the prediction in dashed ones. {exhibit.reason}".strip(),
+        alt=f"Case {exhibit.case_id} of {model.name} ({told}): {'' if exhibit.blank else 'the image, and the image with '}the "
+        f"reference outlined in solid lines and the prediction in dashed ones. {exhibit.reason}".strip(),
         planes=None if exhibit.figure is None else _place(exhibit.figure, folder / name),
         scroller=None if exhibit.slices is None else _scroller(exhibit.slices),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ FAULTS_OF_THE_RUN = {
 }
 NO_MASK = "no mask"
 PURPOSE = {"train": "used for training", "val": "used for validation", "test": "kept for testing"}
+FEW = 5  # cases named one by one in a sentence
 UNUSABLE = ("prediction_missing", "unreadable", "grid_mismatch")
 
 
@@ -126,8 +128,27 @@ def case_flow(data: ReportData) -> Flow:
     if elsewhere:
         trunk.insert(0, Box("Cases in the manifest", len(splits)))
         trunk[1] = Box("Test cases given" if used == {"test"} else "Cases given", len(given), _counted(elsewhere))
+    if strangers := {case_id for model in data.models for case_id in model.without_reference} - given:
+        trunk.insert(0, Box("Cases found", len(given) + len(strangers)))
+        trunk[1] = replace(trunk[1], left=(*trunk[1].left, f"{len(strangers)} without a reference"))
     alone = len(data.models) == 1 or len(fates) == 1
     return Flow(tuple(trunk), tuple(Column("" if alone else ", ".join(names), boxes) for boxes, names in fates.items()))
+
+
+def not_measured(data: ReportData) -> list[str]:
+    """What is there and has no reference to measure it by: a sentence for each model, or models of which it is the same."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for model in data.models:
+        alike.setdefault(tuple(model.without_reference), []).append(model.name)
+    return [_without_reference(names, models) for names, models in alike.items() if names]
+
+
+def _without_reference(names: Sequence[str], models: Sequence[str]) -> str:
+    n, masks = len(names), "mask" if len(names) == 1 else "masks"
+    whose = f"of {models[0]}" if len(models) == 1 else f"each of {', '.join(models[:-1])} and {models[-1]}"
+    more = f" and {n - FEW} more, all in tables/unmatched.csv" if n > FEW else ""
+    verbs = ("has", "was") if n == 1 else ("have", "were")
+    return f"{n} {masks} {whose} {verbs[0]} no reference and {verbs[1]} not evaluated: {', '.join(names[:FEW])}{more}."
 
 
 def _boxes(came: Progress) -> tuple[Box, ...]:

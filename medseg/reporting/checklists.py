@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from medseg.reporting.words import NONE, describe, find_metric, format_number, u
 CHECKLISTS = Path(__file__).parent / "checklists"
 ORDER = ("claim_2024", "tripod_ai", "metrics_reloaded")
 MOST_FIGURES = 8
+HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 Answer = Callable[[ReportData, Methods], str]
 
 
@@ -36,6 +38,7 @@ class Item:
         topic: in our words, what the item asks for.
         answer: what the records tell; may be empty.
         ask: what only the author knows; may be empty.
+        brief: the answer for paper, where paragraphs of the methods are named in place of being told again.
     """
 
     number: str
@@ -44,6 +47,12 @@ class Item:
     topic: str
     answer: str
     ask: str
+    brief: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its number, or where it has none its topic."""
+        return self.number or self.topic
 
     @property
     def state(self) -> Literal["records", "part", "author"]:
@@ -75,7 +84,11 @@ class Checklist:
 
     def count(self, state: str) -> int:
         """How many items are in a state."""
-        return sum(item.state == state for item in self.items)
+        return len(self.of(state))
+
+    def of(self, *states: str) -> list[Item]:
+        """The items in these states."""
+        return [item for item in self.items if item.state in states]
 
 
 def fill_checklists(data: ReportData, methods: Methods) -> list[Checklist]:
@@ -86,7 +99,7 @@ def fill_checklists(data: ReportData, methods: Methods) -> list[Checklist]:
 def write_checklists(filled: list[Checklist], folder: Path) -> None:
     """Write each checklist as CSV. Raises: OutputError where the folder cannot be written."""
     for name, checklist in zip(ORDER, filled, strict=True):
-        table = pd.DataFrame([asdict(item) | {"state": item.state} for item in checklist.items])
+        table = pd.DataFrame([asdict(item) | {"state": item.state} for item in checklist.items]).drop(columns="brief")
         write_text(Path(folder) / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
@@ -111,7 +124,17 @@ def _item(item: dict[str, Any], data: ReportData, methods: Methods) -> Item:
     key = item.get("answer", "")
     answer = (ANSWERS[key](data, methods) if key in ANSWERS else methods.get(key)) if key else ""
     ask = item.get("ask", "") or ("" if answer else "The records of this report do not tell.")
-    return Item(item.get("number", ""), item["section"], item.get("applies", ""), item["topic"], answer, ask)
+    texts = (item.get("number", ""), item["section"], item.get("applies", ""), item["topic"], answer, ask)
+    return Item(*texts, brief=_brief(answer, methods))
+
+
+def _brief(answer: str, methods: Methods) -> str:
+    answer = HASH.sub(r"\1…", answer)
+    named = [part for part in methods.parts if part.text in answer]
+    for part in named:
+        answer = answer.replace(part.text, "")
+    told = f"Methods: {listing(part.title for part in named)}." if named else ""
+    return " ".join([*answer.split(), told]).strip()
 
 
 def _technology(data: ReportData, methods: Methods) -> str:

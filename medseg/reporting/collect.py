@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from medseg.core.files import file_sha256
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
 from medseg.core.record import read_record, require_models
+from medseg.evaluation.readers import BAND_COLUMNS
+from medseg.reporting.pictures import Pictures
 
 STAGES = ("check", "prepare", "train", "predict", "evaluate")
 OF_EACH_MODEL = ("train", "predict", "evaluate")
@@ -43,11 +45,13 @@ TEXT = {
     "verdict_a",
     "verdict_b",
     "mixed_note",
+    "missing",
+    "readers",
 }
 _INTERVAL = ("n", "n_undefined", "ci_low", "ci_high")
 # Table -> the stage that writes it, and the columns without which there is no report.
 TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "per_case.csv": ("evaluate", ("case_id", "structure", "status")),
+    "per_case.csv": ("evaluate", ("case_id", "patient_id", "structure", "status")),
     "summary.csv": ("evaluate", ("structure", "metric", "convention", *_INTERVAL, "mean", "median", "q1", "q3")),
     "cases.csv": ("evaluate", ("case_id",)),
     "comparison_summary.csv": (
@@ -59,9 +63,13 @@ TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "agreement.csv": ("evaluate", ("structure", "statistic", "unit", "value", "ci_low", "ci_high", "n", "n_undefined")),
     "reliability.csv": ("evaluate", ("structure", "n", "mean_probability", "hit_rate")),
+    "thresholds.csv": ("evaluate", ("structure", "metric", "threshold", "n", "n_undefined", "mean")),
     "subgroups.csv": ("evaluate", ("covariate", "group", "structure", "metric", "convention", *_INTERVAL, "mean")),
     "ranking.csv": ("evaluate", ("structure", "metric", "model", "n", "mean", "rank", "rank_low", "rank_high")),
     "predictions.csv": ("predict", ("case_id", "output", "status", "reason")),
+    "unmatched.csv": ("evaluate", ("case_id", "missing", "file")),
+    "readers.csv": ("readers", tuple(BAND_COLUMNS)),
+    "reader_cases.csv": ("readers", ("case_id", "readers")),
     "log.csv": ("train", ()),
     "report.csv": ("check", ("case_id", "severity", "problem", "what_to_do")),
 }
@@ -96,7 +104,8 @@ class ModelResults:
     Args:
         per_case, summary: as the evaluation wrote them.
         cases: cases.csv, what became of each case and why; None where the evaluation gives none.
-        agreement, subgroups, reliability: None where the evaluation gives none.
+        agreement, subgroups, reliability, thresholds: None where the evaluation gives none.
+        unmatched: files without a partner, where two folders were evaluated.
         predictions, log: None where there are none (masks made by another tool).
         fold_logs: of a cross-validation, the log of each fold.
         settings: architecture and options, `schedules`, one a log, and `records`, the stage.json of each training: whatever the
@@ -109,7 +118,9 @@ class ModelResults:
     cases: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
     reliability: pd.DataFrame | None = None
+    thresholds: pd.DataFrame | None = None
     subgroups: pd.DataFrame | None = None
+    unmatched: pd.DataFrame | None = None
     predictions: pd.DataFrame | None = None
     predictions_folder: Path | None = None
     log: pd.DataFrame | None = None
@@ -123,6 +134,28 @@ class ModelResults:
             return {f"{self.name}, fold {number}": log for number, log in enumerate(self.fold_logs)}
         return {self.name: self.log} if self.log is not None else {}
 
+    @property
+    def without_reference(self) -> list[str]:
+        """Cases of which there is a prediction and no reference to measure it by."""
+        table = self.unmatched
+        return [] if table is None else sorted(table.loc[table["missing"] == "reference", "case_id"])
+
+
+@dataclass(frozen=True, eq=False)
+class ReaderAgreement:
+    """What `medseg readers` has found: the band to see the models in.
+
+    Args:
+        table: readers.csv.
+        cases: that two readers or more have read.
+        sampling_unit, confidence: of the readers' intervals.
+    """
+
+    table: pd.DataFrame
+    cases: frozenset[str]
+    sampling_unit: str
+    confidence: float
+
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
@@ -134,6 +167,8 @@ class ReportData:
         absent: models of the run that have not been evaluated.
         records: (stage, model or "") -> stage.json.
         commands: what to type to make the run again.
+        readers: None where no readers are shown beside the models.
+        pictures: of evaluations over folders, whose cases and labels no manifest and no configuration names.
     """
 
     name: str
@@ -150,6 +185,8 @@ class ReportData:
     records: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     config_text: str = ""
     commands: tuple[str, ...] = ()
+    readers: ReaderAgreement | None = None
+    pictures: Pictures | None = None
 
     @property
     def structures(self) -> list[str]:
@@ -161,7 +198,8 @@ class ReportData:
     @property
     def drawn(self) -> list[str]:
         """Names of the structures that pictures show, in the order of their colours: where regions are measured, their parts."""
-        return self.labels.names if self.labels and self.labels.regions else self.structures
+        labels = self.labels or (self.pictures and self.pictures.labels)
+        return labels.names if labels and labels.regions else self.structures
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -257,6 +295,36 @@ def collect_folders(folders: Sequence[Path]) -> ReportData:
     )
 
 
+def with_readers(data: ReportData, folder: Path) -> ReportData:
+    """`data` with the agreement of readers that `medseg readers` has written to a folder.
+
+    Raises: StageError where the folder holds none, or it has no structure or no metric of the evaluations.
+    """
+    if not (folder / "readers.csv").is_file():
+        raise StageError(f"{folder} holds no readers.csv; give a folder that `medseg readers` has written.")
+    table, record = read_table(folder / "readers.csv"), read_record(folder) or {}
+    _require_common(folder, "structure", table["structure"], data.structures, "measure them with the evaluations' labels.yaml")
+    metrics = [metric for model in data.models for metric in model.summary["metric"]]
+    _require_common(folder, "metric", table["metric"], metrics, "evaluate with one of these, in the same unit")
+    inputs = record.get("inputs", {})
+    found = ReaderAgreement(
+        table,
+        frozenset(read_table(folder / "reader_cases.csv")["case_id"]),
+        str(inputs.get("sampling_unit", "case")),
+        float(inputs.get("evaluate", {}).get("confidence", Facts.confidence)),
+    )
+    return replace(data, readers=found)
+
+
+def _require_common(folder: Path, what: str, theirs: Iterable[str], ours: Iterable[str], cure: str) -> None:
+    theirs, ours = list(dict.fromkeys(theirs)), list(dict.fromkeys(ours))
+    if not set(theirs) & set(ours):
+        raise StageError(
+            f"{folder}: the readers have no {what} in common with the evaluations (readers: {', '.join(theirs) or 'none'}; "
+            f"evaluations: {', '.join(ours)}); {cure}."
+        )
+
+
 def _with_intervals(facts: Facts, records: Mapping[str, dict[str, Any] | None]) -> Facts:
     """`facts` with the sampling unit and the confidence that the records of the evaluations state.
 
@@ -301,7 +369,9 @@ def _read_evaluation(name: str, place: Path) -> ModelResults:
         cases=_optional(place / "cases.csv"),
         agreement=_optional(place / "agreement.csv"),
         reliability=_optional(place / "reliability.csv"),
+        thresholds=_optional(place / "thresholds.csv"),
         subgroups=_optional(place / "subgroups.csv"),
+        unmatched=_optional(place / "unmatched.csv"),
     )
 
 

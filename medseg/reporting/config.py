@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -24,6 +25,7 @@ class ReportConfig(Section):
         window_percentiles: intensities shown as black and as white. By default the 1st and 99th, and for a CT the window of lung,
             soft tissue or bone that suits the structure.
         patient_ids: whether patients' identifiers stand in the report's tables; without them it can be passed on more freely.
+        readers: a folder that `medseg readers` has written: how far readers agree is then shown beside the models.
         pdf: whether report.pdf is written, where WeasyPrint or Chromium is installed.
     """
 
@@ -34,6 +36,7 @@ class ReportConfig(Section):
     channel: str | None = None
     window_percentiles: tuple[float, float] = (1, 99)
     patient_ids: bool = False
+    readers: Path | None = None
     pdf: bool = True
 
     @model_validator(mode="after")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,12 @@ from openpyxl.styles import Alignment, Border, Font, Side
 from openpyxl.utils import get_column_letter
 
 from medseg.core.files import atomic_path, write_text
+from medseg.reporting.latex import latex
+from medseg.reporting.letters import NO_CHARACTER
 
 WORKBOOK = "tables.xlsx"
-LONG_ROWS = 40  # a LaTeX table of more rows breaks over pages
 WIDEST, NARROWEST = 48, 7  # characters of an Excel column
 EXCEL_ROWS = 1_048_575  # below the header; Excel has no more
-NO_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # XML, and so Excel, cannot hold these
-
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': "''", "[": "{[}", "]": "{]}", "−": "$-$", "–": "--", "—": "---",
-    "×": r"$\times$", "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}",
-    "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$", "µ": r"\textmu{}", "…": r"\ldots{}", "‘": "`", "’": "'", "“": "``", "”": "''",
-    "\u00a0": "~", "\u202f": r"\,", "\n": " ", "\r": " ", "\t": " ", "\ufffd": "?",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,33 +103,3 @@ def _text_cell(sheet: Any, text: str) -> Any:
     cell = WriteOnlyCell(sheet, NO_CHARACTER.sub("\ufffd", text))
     cell.data_type = "s"  # never a formula
     return cell
-
-
-def latex(table: Table) -> str:
-    """The table as LaTeX: booktabs, `\\caption` and `\\label`; above 40 rows a longtable, which breaks over pages."""
-    packages = r"\usepackage{booktabs}" + (r", \usepackage{longtable}" if len(table.rows) > LONG_ROWS else "")
-    spec = "".join("r" if number else "l" for number in table.numeric)
-    head = _row(rf"\textbf{{{escape(header)}}}" if header else "" for header in table.headers)
-    caption = rf"\caption{{{escape(table.caption)}}}"
-    label = rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', table.name)}}}"
-    body = "\n".join(_row(map(escape, row)) for row in table.rows)
-    about = f"% Needs {packages}; letters other than Latin ones need XeLaTeX or LuaLaTeX.\n"
-    if len(table.rows) > LONG_ROWS:
-        again = "\\toprule\n" + head + "\n\\midrule\n"
-        return (
-            f"{about}\\begin{{longtable}}{{{spec}}}\n{caption}{label}\\\\\n{again}\\endfirsthead\n{again}\\endhead\n"
-            f"\\bottomrule\n\\endlastfoot\n{body}\n\\end{{longtable}}\n"
-        )
-    return (
-        f"{about}\\begin{{table}}[htbp]\n\\centering\n{caption}\n{label}\n\\small\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{head}\n"
-        f"\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-    )
-
-
-def escape(text: str) -> str:
-    """Any text as LaTeX that prints it."""
-    return "".join(LATEX.get(letter, letter) for letter in NO_CHARACTER.sub("\ufffd", str(text)))
-
-
-def _row(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"

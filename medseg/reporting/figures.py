@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from medseg.drawing.strips import Scale, Strip, strip_figure
 from medseg.drawing.style import PRINT_DPI, save_png, save_svg, to_svg
 from medseg.evaluation.agreement import Estimate, bland_altman, unit_means
 from medseg.evaluation.summary import units_of
+from medseg.metrics.calibration import Reliability, expected_calibration_error
+from medseg.reporting.bands import reader_spans, spans_text
 from medseg.reporting.cases import case_flow
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.words import describe, find_metric
@@ -56,8 +59,9 @@ def strips(data: ReportData, folder: Path) -> PlacedFigure | None:
     texts = [describe(c) for c in columns]
     scales = [Scale(t.label, "lower" if t.better == "lower" else "higher", t.share) for t in texts]
     names = " and ".join(t.label for t in texts)
+    spans = reader_spans(data, columns)
     alt = f"Strip plots of {names} of every case, for each structure and model; the tables give the figures."
-    return _place_plot(strip_figure(rows, scales), folder, "cases", alt)
+    return _place_plot(strip_figure(rows, scales, spans), folder, "cases", alt + spans_text(spans, columns))
 
 
 def agreement(data: ReportData, folder: Path) -> PlacedFigure | None:
@@ -88,9 +92,8 @@ def _agreement(
     rows = model.per_case[(model.per_case["structure"] == structure) & (model.per_case["status"] != "unreadable")]
     if reference not in rows or predicted not in rows:
         return None
-    units = units_of(rows) if "patient_id" in rows else list(rows["case_id"])
     values = rows[[reference, predicted]].fillna({predicted: 0.0}).to_numpy(float)
-    means = unit_means(values, units)
+    means = unit_means(values, units_of(rows))
     first, second = means[np.isfinite(means).all(axis=1)].T
     if not first.size:
         return None
@@ -120,14 +123,14 @@ def reliability(data: ReportData, folder: Path) -> PlacedFigure | None:
         Diagram(
             f"{structure}, {model.name}" if len(data.models) > 1 else structure,
             place,
-            rows["mean_probability"].to_numpy(float),
-            rows["hit_rate"].to_numpy(float),
-            rows["n"].to_numpy(int),
-            float((rows["n"] * (rows["mean_probability"] - rows["hit_rate"]).abs()).sum() / rows["n"].sum()),
+            bins.mean_confidence,
+            bins.hit_rate,
+            bins.counts,
+            expected_calibration_error(bins),
         )
         for place, structure in enumerate(data.structures)
         for model in data.models
-        if model.reliability is not None and (rows := model.reliability[model.reliability["structure"] == structure])["n"].sum()
+        if model.reliability is not None and (bins := _bins(model.reliability, structure)).counts.any()
     ]
     if not panels:
         return None
@@ -135,6 +138,14 @@ def reliability(data: ReportData, folder: Path) -> PlacedFigure | None:
         "Reliability diagrams: the probability given against the share of voxels in the structure, for each structure and model."
     )
     return _place_plot(reliability_figure(panels[:MOST_PANELS]), folder, "reliability", alt)
+
+
+def _bins(table: pd.DataFrame, structure: str) -> Reliability:
+    """The rows of reliability.csv as the bins that they were written from."""
+    rows = table[table["structure"] == structure]
+    counts = rows["n"].to_numpy(int)
+    sums = counts * rows[["mean_probability", "hit_rate"]].fillna(0.0).to_numpy(float).T
+    return Reliability(counts, sums[0], sums[1].round().astype(int), math.nan)
 
 
 def curves(data: ReportData, folder: Path) -> PlacedFigure | None:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from medseg.core.errors import CaseError
+from medseg.core.errors import CaseError, GridMismatchError
+from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
 from medseg.core.resample import resample
@@ -19,8 +20,10 @@ from medseg.core.volume import Volume
 from medseg.drawing.contours import draw_case
 from medseg.drawing.scene import Scene, set_scene
 from medseg.drawing.slices import SliceStack, draw_slices
-from medseg.drawing.windows import LEAST_OF_CT, Limits, tissue_limits
-from medseg.io.formats import read_channels, read_labels
+from medseg.drawing.windows import AIR_OF_CT, BONE_ABOVE, LEAST_OF_CT, Limits, tissue_limits
+from medseg.evaluation.masks import read_masks
+from medseg.evaluation.pairs import on_grid, place, widen
+from medseg.io.formats import read_channels, read_grid
 from medseg.reporting.cases import failures
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.config import ReportConfig
@@ -40,6 +43,7 @@ class Exhibit:
         picks: what it stands for.
         slices: of a volume.
         limits: the intensities shown as black and white where they are Hounsfield units, else None.
+        blank: whether only outlines are shown.
         layout: how its grid is shown.
     """
 
@@ -50,6 +54,7 @@ class Exhibit:
     slices: SliceStack | None = None
     reason: str = ""
     limits: Limits | None = None
+    blank: bool = False
     layout: Layout = "flat"
 
 
@@ -64,9 +69,10 @@ class Gallery:
 
 def galleries(data: ReportData, config: ReportConfig) -> list[Gallery]:
     """The pictures of every model; empty where the images or the Dice are unknown."""
-    cases = {case.case_id: case for case in data.cases}
-    models = [m for m in data.models if set(m.per_case["case_id"]) & set(cases)]
-    if data.labels is None or find_metric(data, "dice") != "dice" or not models or not config.gallery_cases:
+    cases = {case.case_id: case for case in (data.pictures.cases if data.pictures else data.cases)}
+    masks = data.pictures.masks if data.pictures else {m.name: {} for m in data.models}
+    models = [m for m in data.models if m.name in masks and set(m.per_case["case_id"]) & set(cases)]
+    if labels_of(data) is None or find_metric(data, "dice") != "dice" or not models or not config.gallery_cases:
         return []
     most = max(LEAST_PICTURES, config.gallery_pictures // len(models))
     choices = {m.name: pick_cases(data, m, config.gallery_cases, most) for m in models}
@@ -85,21 +91,20 @@ def _exhibits(
     case: Case | None,
 ) -> dict[str, Exhibit]:
     """One case as every model that shows it has it."""
-    assert data.labels is not None
     blank = {m.name: Exhibit(case_id, m.name, choices[m.name].cases[case_id]) for m in models if case_id in choices[m.name].cases}
     if case is None:
         return {name: replace(e, reason="The manifest no longer names this case.") for name, e in blank.items()}
     try:
-        image = read_channels(case.images, spacing_mm=data.facts.spacing_mm)
+        image, reference, problem = _background(data, case)
     except CaseError as error:
         return {name: replace(e, reason=str(error)) for name, e in blank.items()}
-    reference, problem = _classes(case.label, image, data.labels, data.facts.spacing_mm, False)
     channel = _channel(config.channel, data.channels)
     scene = set_scene(image, reference, None, channel, config.window_percentiles)
+    scene = replace(scene, blank=data.pictures is not None and not image.array.any())
     reasons = {(f.model, f.case_id): f.reason for f in failures(data)}
     found = {}
     for model in (m for m in models if m.name in blank):
-        prediction, reason = _classes(mask_path(model, case_id), image, data.labels, data.facts.spacing_mm, True)
+        prediction, reason = _classes(data, mask_path(data, model, case_id), image.grid, model.name)
         # The reason why the case failed says more than that its mask is not there.
         failed = reasons.get((model.name, case_id)) or reasons.get(("", case_id), "")
         absence = "" if prediction is not None else failed or reason
@@ -110,7 +115,7 @@ def _exhibits(
 
 
 def _draw(exhibit: Exhibit, scene: Scene, data: ReportData, config: ReportConfig, absence: str) -> Exhibit:
-    focus = focus_classes(exhibit.picks, data.labels)
+    focus = focus_classes(exhibit.picks, labels_of(data))
     limits = ct_limits(scene, focus, _rule(data, config)) if "window_percentiles" not in config.model_fields_set else None
     scene = replace(scene, limits=limits or scene.limits)
     grid = scene.grid
@@ -119,6 +124,7 @@ def _draw(exhibit: Exhibit, scene: Scene, data: ReportData, config: ReportConfig
         figure=draw_case(scene, config.planes, focus, absence),
         slices=None if grid.planar else draw_slices(scene, focus),
         limits=limits,
+        blank=scene.blank,
         layout="flat" if grid.planar else "anatomical" if grid.physical else "stack",
     )
 
@@ -143,6 +149,8 @@ def ct_limits(scene: Scene, focus: Sequence[int], rule: dict[str, Any]) -> Limit
         rule: how the plan normalises the channel. A fixed scale is a CT's; where nothing lies in a CT's air and fat it is of
             something else, and its own ends are the window.
     """
+    if not rule and not scene.grid.planar and scene.picture.min() <= AIR_OF_CT and scene.picture.max() >= BONE_ABOVE:
+        return tissue_limits(scene.picture[scene.inside(focus)])  # no plan is known, but nothing else has such values
     if rule.get("kind") != "fixed":
         return None
     if scene.picture.min() > LEAST_OF_CT:
@@ -156,8 +164,15 @@ def _rule(data: ReportData, config: ReportConfig) -> dict[str, Any]:
     return dict(rules[channel]) if channel < len(rules) else {}
 
 
-def mask_path(model: ModelResults, case_id: str) -> Path | None:
+def labels_of(data: ReportData) -> LabelScheme | None:
+    """What the values of masks mean."""
+    return data.pictures.labels if data.pictures else data.labels
+
+
+def mask_path(data: ReportData, model: ModelResults, case_id: str) -> Path | None:
     """Where the model's mask of a case stands: predictions.csv names it, relative to its own folder."""
+    if data.pictures:
+        return data.pictures.masks[model.name].get(case_id)
     if model.predictions is None or model.predictions_folder is None:
         return None
     rows = model.predictions[(model.predictions["case_id"] == case_id) & (model.predictions["status"] != "failed")]
@@ -165,17 +180,62 @@ def mask_path(model: ModelResults, case_id: str) -> Path | None:
     return model.predictions_folder / output if output else None
 
 
-def _classes(
-    path: Path | None, image: Volume, labels: LabelScheme, spacing_mm: Any, prediction: bool
-) -> tuple[Classes | None, str]:
-    """The class indices in a label file on the image's grid, or None and the reason."""
-    if path is None:
+def _background(data: ReportData, case: Case) -> tuple[Volume, Classes | None, str]:
+    """The image, the reference on its voxels, and what is wrong with it in a sentence.
+
+    Of evaluations over folders the reference's grid is that of the masks: without an image that lies on it, an empty one does.
+    Raises: CaseError where there is nothing to draw on.
+    """
+    spacing_mm, problem = data.facts.spacing_mm, ""
+    if not data.pictures:
+        image = read_channels(case.images, spacing_mm=spacing_mm)
+        return image, *_classes(data, case.label, image.grid)
+    grid = _mask_grid(data, case)
+    if case.images:
+        try:
+            image = read_channels(case.images)
+            if (reference := _classes(data, case.label, image.grid)[0]) is not None:
+                return image, reference, ""
+            problem = _differing(case.images[0], image.grid, grid)
+        except CaseError as error:
+            problem = str(error)
+    empty = Volume(np.zeros((1, *grid.shape), np.float32), grid)
+    reference, reason = _classes(data, case.label, grid)
+    return empty, reference, " ".join(filter(None, [problem, reason]))
+
+
+def _mask_grid(data: ReportData, case: Case) -> Grid:
+    """The reference's grid and, where the reference may be cut to its structures, all that the predictions cover."""
+    assert data.pictures and case.label
+    labels, cut = read_masks(case.label, data.pictures.labels)
+    for mask in (of[case.case_id] for of in data.pictures.masks.values() if cut and case.case_id in of):
+        labels = widen(labels, read_grid(mask))
+    return labels.grid
+
+
+def _differing(image: Path, grid: Grid, reference: Grid) -> str:
+    difference = grid.difference(reference)
+    return f"{image.name} does not lie on the reference’s voxels ({difference}), so it is not shown." if difference else ""
+
+
+def _classes(data: ReportData, path: Path | None, grid: Grid, model: str = "") -> tuple[Classes | None, str]:
+    """The class indices in masks on a grid, or None and the reason; axis orders and flips are undone, as the evaluation does.
+
+    Args:
+        model: whose prediction it is; by default it is the reference.
+    """
+    labels = labels_of(data)
+    if path is None or labels is None:
         return None, ""
+    nearest = bool(data.pictures and model in data.pictures.nearest)
     try:
-        found = read_labels(path, spacing_mm=spacing_mm)
-        if difference := found.grid.difference(image.grid):
-            return None, f"{path.name} does not lie on the image's voxels: {difference}."
-        return labels.encode(found.array, path.name, prediction=prediction), ""
+        read, cut = read_masks(path, labels, bool(model), data.facts.spacing_mm)
+        try:
+            found, _ = on_grid(place(read, grid) if cut else read, grid, nearest)
+        except GridMismatchError:
+            what = "reference" if data.pictures else "image"
+            return None, f"{path.name} does not lie on the {what}’s voxels: {read.grid.difference(grid)}."
+        return labels.encode(found.array, path.name, prediction=bool(model)), ""
     except CaseError as error:
         return None, str(error)
 

@@ -28,6 +28,7 @@ from medseg.reporting import (
     statistics,
     tables,
     words,
+    written,
 )
 from medseg.reporting.cards import make_walls
 from medseg.reporting.collect import ReportData
@@ -37,30 +38,36 @@ TEMPLATES = Path(__file__).parent / "templates"
 HEADLINE = ("dice", "hd95")
 # A longer table of cases is data in the page, and so many rows of it are there for readers without scripts.
 PLAIN_ROWS, FIRST_ROWS = 400, 100
+RUNNING_TITLE = 90  # letters at the head of a printed page
 MOST_ROWS = 50  # of cases that failed, and of missed structures
 
 
 def write_report(data: ReportData, folder: Path, config: ReportConfig | None = None) -> Path:
     """Write `report.html`, `report.pdf`, `figures/` and `tables/` into a folder; a sentence says so where there can be no PDF.
 
+    What an earlier report has written there and this one does not goes, but for what was changed since.
+
     Args:
         data: what `collect_run` or `collect_folders` found.
     Returns: the path of report.html.
     Raises: OutputError where the folder cannot be written.
     """
-    config = config or ReportConfig()
     folder = Path(folder)
+    with written.replaced(folder) as place:
+        _write(data, place, config or ReportConfig())
+    return folder / "report.html"
+
+
+def _write(data: ReportData, folder: Path, config: ReportConfig) -> None:
     headline = [column for name in HEADLINE if (column := words.find_metric(data, name))]
     exports.write_tables(sheets.report_tables(data, headline, config.patient_ids), folder / "tables")
     content = _content(data, folder / "figures", config)
     methods.write_methods(content["methods"], folder)
     checklists.write_checklists(content["checklists"], folder / "checklists")
     page = _environment().get_template("report.html.j2").render(content)
-    path = folder / "report.html"
-    write_text(path, page)
+    write_text(folder / "report.html", page)
     if config.pdf and (reason := pdf.write_pdf(_for_paper(page), folder / "report.pdf")):
         say(f"report: {reason}")
-    return path
 
 
 def _for_paper(page: str) -> str:
@@ -90,6 +97,7 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
     headline = [column for name in HEADLINE if (column := words.find_metric(data, name))]
     return {
         "title": config.title or data.name,
+        "running_title": _css_text(config.title or data.name),
         "data": data,
         "facts": data.facts,
         "version": medseg.__version__,
@@ -101,6 +109,7 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
         "confidence": tables.confidence(data),
         "flow": cases.flow_rows(data),
         "failures": cases.failures(data),
+        "not_measured": cases.not_measured(data),
         "notes": cases.reservations(data),
         "warnings": cases.check_warnings(data),
         "missed": cases.missed(data),
@@ -108,12 +117,12 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
         "headline": tables.side_by_side(data, headline),
         "abstract": tables.abstract(data, headline),
         "counts": [tables.COUNTS[column] for column in tables.counted(data)],
-        "flattered": tables.flattered(data),
         "conventions": sheets.CONVENTIONS,
         "flow_chart": figures.flow(data, folder),
         "summaries": _summaries(data),
-        "comparison": (comparison := tables.comparison_groups(data)),
-        "judged": any(row.verdict for _, rows in comparison for row in rows),
+        "comparison": tables.comparison_groups(data),
+        "compared": tables.comparison_columns(data),
+        "comparison_notes": tables.comparison_notes(data),
         **_case_rows(cases.per_case_table(data, config.patient_ids)),
         "strips": figures.strips(data, folder),
         "statistics": statistics.statistics_tables(data, headline),
@@ -130,6 +139,12 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
         "packages": provenance.latest(data)["versions"],
         "seed": provenance.latest(data)["seed"],
     }
+
+
+def _css_text(text: str) -> Markup:
+    """A text as a string of a style sheet, every letter by its number, so that none ends the string or the sheet."""
+    shown = text if len(text) <= RUNNING_TITLE else f"{text[: RUNNING_TITLE - 1]}…"
+    return Markup('"{}"').format("".join(f"\\{ord(letter):06x}" for letter in shown))
 
 
 def _case_rows(table: cases.CaseTable) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.files import write_text
+from medseg.metrics.table import METRICS
 from medseg.reporting import recipe
 from medseg.reporting.cases import flow_rows
 from medseg.reporting.citations import Source, bibtex, cite, number, plain
@@ -171,9 +172,35 @@ def evaluation_sentences(data: ReportData) -> list[str]:
             "A missing prediction or a missed structure counts as the worst value, 0 or the scan's diagonal for distances, and a "
             "structure in neither mask as perfect; means over defined values alone are given beside it."
         )
+    found += object_sentences(data)
     if any(_settings(data, model.name).get("resample") == "nearest" for model in data.models):
         found.append("Predictions on other grids than the reference's were laid onto these by nearest neighbour.")
     return found
+
+
+def object_sentences(data: ReportData) -> list[str]:
+    """What counted as one object, where objects were compared one by one; alike for all models where their records say so."""
+    told: dict[str, list[str]] = {}
+    for model in data.models:
+        compared = any(c in METRICS and METRICS[c].group == "instances" for c in metric_columns(model.per_case))
+        if compared and ("evaluate", model.name) in data.records:
+            told.setdefault(_objects(data, model.name), []).append(plain(model.name))
+    return [f"{text}{'' if len(told) == 1 else f' ({listing(names)})'}." for text, names in told.items()]
+
+
+def _objects(data: ReportData, model: str) -> str:
+    numbered = data.records["evaluate", model].get("inputs", {}).get("numbered", [])
+    joined = [name for name in data.structures if name not in numbered]
+    parts = []
+    if numbered:
+        parts.append(
+            f"objects of {listing(map(plain, numbered))} were those that the reference numbers, compared with those that a "
+            "prediction numbers or, where it numbers none, with its connected components"
+        )
+    if joined:
+        parts.append(f"objects of {listing(map(plain, joined))} were the connected components of both masks")
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:]
 
 
 def _metric(column: str) -> str:
@@ -198,11 +225,15 @@ def statistics_sentences(data: ReportData) -> list[str]:
         draws = f" ({settings['bootstrap_resamples']} resamples)" if "bootstrap_resamples" in settings else ""
         found.append(
             f"Means are given with {100 * settings['confidence']:.3g} % bias-corrected and accelerated bootstrap "
-            f"intervals{cite('efron1987')} over {words}{draws}; all cases of a unit were resampled together."
+            f"intervals{cite('efron1987')} over {words}{draws}; all cases of a unit were resampled together, and means are over "
+            "cases."
         )
     elif not given:
         few = f", as there are {units} {words} and fewer than {LEAST_UNITS}" if units < LEAST_UNITS else ""
         found.append(f"No confidence intervals are given{few}.")
+    if data.readers is not None:
+        n, cases = int(data.readers.table["n_readers"].max()), len(data.readers.cases)
+        found.append(f"Agreement between every two of {n} readers was measured in the same way on {cases} cases.")
     return found + _comparison(data)
 
 
@@ -214,11 +245,18 @@ def _comparison(data: ReportData) -> list[str]:
     if "p_wilcoxon" in table and table["p_wilcoxon"].notna().any():
         tests = int(table["p_wilcoxon"].notna().sum())
         found.append(
-            f"Differences were tested by Wilcoxon's signed rank test{cite('wilcoxon1945')}, two-sided, with p values of {tests} "
-            f"tests corrected after Holm{cite('holm1979')}."
+            f"The mean differences of {unit_words(data)} were tested by Wilcoxon's signed rank test{cite('wilcoxon1945')}, "
+            f"two-sided, zeros after Pratt, with p values of {tests} tests corrected after Holm{cite('holm1979')}."
         )
     if "rank_biserial" in table:
-        found.append("The effect size is the rank-biserial correlation.")
+        found.append("The effect size is the matched-pairs rank-biserial correlation, ties left out.")
+    if "margin" in table and table["margin"].notna().any():
+        found.append("Verdicts on non-inferiority compare the interval of the difference with the margin that was stated for it.")
+    if "mixed_difference" in table and table["mixed_difference"].notna().any():
+        found.append(
+            "Where patients have several cases, a mixed model with a random intercept for each patient (restricted maximum "
+            "likelihood) gives the difference a second time."
+        )
     return found
 
 

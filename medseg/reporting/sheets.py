@@ -38,6 +38,7 @@ def report_tables(data: ReportData, headline: Sequence[str], patients: bool = Fa
         ),
         _records("failures", "Cases that failed, and why.", cases.failures(data), cases.Failure),
         _missed(data),
+        _unmatched(data),
         _records("models", "The models.", provenance.model_rows(data), provenance.ModelRow, "steps epochs best_dice"),
         _records("stages", "The stages of the run.", provenance.stage_rows(data), provenance.StageRow, "took"),
     ]
@@ -93,21 +94,17 @@ def _comparison(data: ReportData) -> Table | None:
     groups = tables.comparison_groups(data)
     if data.comparison_summary is None or not groups:
         return None
-    headers = ["Structure", "Metric", "Difference of", "Mean", f"{tables.confidence(data)} interval", "Favours"]
-    headers += ["Better / equal / worse", "n", "Missed", "Undefined", "p", "Effect"]
-    judged = any(r.verdict for _, group in groups for r in group)
+    columns = tables.comparison_columns(data)
+    headers = ["Structure", "Metric", *(column.header for column in columns)]
     rows = [
-        [
-            *(structure, r.metric.label, r.pair, r.difference, r.interval, r.favours, r.wins, r.n, r.n_missing, r.n_undefined),
-            *(r.p, r.effect, *([r.verdict] if judged else [])),
-        ]
+        [structure, row.metric.label, *(getattr(row, column.field) for column in columns)]
         for structure, group in groups
-        for r in group
+        for row in group
     ]
     caption = "Paired comparison of the models on the same cases; what one of them missed counts as its worst. p by Wilcoxon’s "
     caption += "signed rank test, corrected after Holm for all rows; effect: rank-biserial correlation of matched pairs."
-    numeric = [False] * 3 + [True] * 2 + [False] + [True] * 6 + [False] * judged
-    headers += ["Verdict on the first"] * judged
+    caption = " ".join([caption, *tables.comparison_notes(data)])
+    numeric = [False] * 2 + [column.numeric for column in columns]
     return Table("comparison_summary", caption, data.comparison_summary, headers, rows, numeric)
 
 
@@ -126,6 +123,13 @@ def _missed(data: ReportData) -> Table | None:
     frame = pd.DataFrame(rows, columns=["case_id", "model", "structure"])
     caption = "Missed structures: in the reference, but not in the mask."
     return Table("missed", caption, frame, headers, rows, [False] * 3) if rows else None
+
+
+def _unmatched(data: ReportData) -> Table | None:
+    rows = [[case_id, model.name] for model in data.models for case_id in model.without_reference]
+    frame = pd.DataFrame(rows, columns=["case_id", "model"])
+    caption = "Masks that have no reference and were not evaluated."
+    return Table("unmatched", caption, frame, ["Case", "Model"], rows, [False] * 2) if rows else None
 
 
 def _records(name: str, caption: str, rows: Iterable[Any], kind: type, numbers: str = "") -> Table | None:

@@ -1,13 +1,17 @@
-"""Tables of the further statistics, where an evaluation has them: agreement of sizes, subgroups, ranking."""
+"""Tables of further statistics, where there are any: readers, thresholds, sizes, subgroups, ranking, gains of `defined`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
-from medseg.reporting.collect import ReportData
+from medseg.evaluation.summary import GAIN_COLUMNS, gains_of_defined
+from medseg.evaluation.thresholds import best_of_mean
+from medseg.reporting.bands import reader_table
+from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.exports import Table
 from medseg.reporting.tables import confidence
 from medseg.reporting.words import NONE, MetricText, describe, format_number, unit_words
@@ -31,8 +35,31 @@ def statistics_tables(data: ReportData, headline: Sequence[str]) -> list[Table]:
     Args:
         headline: columns of the metrics that subgroups are shown for.
     """
-    found = (_agreement(data), _subgroups(data, headline), _ranking(data))
+    found = (
+        reader_table(data),
+        _best_thresholds(data),
+        _agreement(data),
+        _subgroups(data, headline),
+        _ranking(data),
+        _gains(data),
+    )
     return [table for table in found if table is not None]
+
+
+def _best_thresholds(data: ReportData) -> Table | None:
+    table = _of_models(data, "thresholds")
+    if table is None:
+        return None
+    rows = [
+        [structure, describe(row["metric"]).label, model, f"{row['threshold']:.1f}", describe(row["metric"]).format(row["mean"])]
+        + [format_number(row["n"], 0), format_number(row["n_undefined"], 0)]
+        for structure, model, part in _parts(data, table)
+        for row in best_of_mean(part).to_dict("records")
+    ]
+    headers = ["Structure", "Metric", "Model", "Threshold", "Mean", "n", "Undefined"]
+    caption = "Best thresholds. Where the mean over all cases is highest, as the ISBI 2012 challenge ranks; a pixel is in a cell "
+    caption += "where 1 − probability is above the threshold. The best of each case by itself is never lower."
+    return Table("thresholds", caption, table, headers, rows, [False] * 3 + [True] * 4)
 
 
 def _agreement(data: ReportData) -> Table | None:
@@ -51,7 +78,8 @@ def _agreement(data: ReportData) -> Table | None:
         f"Agreement of predicted and reference sizes, with {confidence(data)} intervals. Limits of agreement after Bland and "
     )
     caption += "Altman; ICC(2,1) is of absolute agreement, ICC(3,1) of consistency; a slope of 1 is agreement. "
-    caption += "What has no prediction counts as size 0."
+    caption += "What has no prediction counts as size 0, a structure in neither mask is a pair of zeros, and a patient’s "
+    caption += "scans are averaged first."
     return Table("agreement", caption, table, headers, rows, [False] * 2 + [True] * (len(shown) + 1))
 
 
@@ -94,6 +122,32 @@ def _ranking(data: ReportData) -> Table | None:
     caption = "Ranking of the models by their means under the convention “worst”. Beside each rank, where it lies when "
     caption += f"{unit_words(data)} are resampled, and how often the model is the first."
     return Table("ranking", caption, table, headers, rows, [False] * 2 + [True, False] + [True] * 4)
+
+
+def _gains(data: ReportData) -> Table | None:
+    """Where leaving undefined figures out looks better, by how much and for how many cases."""
+    found = [_gains_of(model).assign(model=model.name) for model in data.models]
+    table = pd.concat(found, ignore_index=True)[["model", *GAIN_COLUMNS]]
+    rows = []
+    for structure, model, part in _parts(data, table):
+        for row in part.to_dict("records"):
+            text = describe(row["metric"])
+            means = [text.format(row[column]) for column in ("worst", "defined", "gain")]
+            if means[0] != means[1]:  # as printed
+                of = f"{format_number(row['n_filled'], 0)} of {format_number(row['n'], 0)}"
+                rows.append([structure, text.label, model, *means, of])
+    if not rows:
+        return None
+    headers = ["Structure", "Metric", "Model", "Mean, missed as worst", "Mean, defined only", "Looks better by", "Cases left out"]
+    caption = "Where leaving undefined figures out looks better. The mean to quote is the one in which what was missed, invented "
+    caption += "or not segmented counts as worst. Beside it stand the mean over defined figures only, by how much that looks "
+    caption += "better, and how many cases it leaves out that count as the worst."
+    return Table("gains_of_defined", caption, table, headers, rows, [False] * 3 + [True] * 4)
+
+
+def _gains_of(model: ModelResults) -> pd.DataFrame:
+    summary = model.summary if "n_filled" in model.summary else model.summary.assign(n_filled=math.nan)
+    return gains_of_defined(summary, {metric: describe(metric).better for metric in summary["metric"]})
 
 
 def _of_models(data: ReportData, name: str) -> pd.DataFrame | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from medseg.evaluation.summary import units_of
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.words import NONE, MetricText, describe, format_number, unit_words
 
@@ -89,37 +91,6 @@ def summary_row(model: str, text: MetricText, row: pd.Series[Any]) -> SummaryRow
 
 
 @dataclass(frozen=True)
-class Flattery:
-    """A mean that looks better where undefined figures are left out. `gain`: by how much; `n`: cases left out."""
-
-    structure: str
-    metric: MetricText
-    model: str
-    worst: str
-    defined: str
-    gain: str
-    n: str
-
-
-def flattered(data: ReportData) -> list[Flattery]:
-    """Where the convention `defined` looks better than `worst`, in the order of the summary."""
-    found = []
-    for structure in data.structures:
-        for model in data.models:
-            table = model.summary[model.summary["structure"] == structure].set_index(["convention", "metric"])
-            for metric in table.loc[["worst"]].index.get_level_values(1) if "worst" in table.index else ():
-                text = describe(str(metric))
-                if text.better and ("defined", metric) in table.index:
-                    worst, defined = table.loc[("worst", metric)], table.loc[("defined", metric)]
-                    gain = (defined["mean"] - worst["mean"]) * (1 if text.better == "higher" else -1)
-                    if text.format(worst["mean"]) != text.format(defined["mean"]) and gain > 0:
-                        n = defined["n_undefined"] - worst["n_undefined"]
-                        shown = (text.format(worst["mean"]), text.format(defined["mean"]), text.format(gain), format_number(n, 0))
-                        found.append(Flattery(structure, text, model.name, *shown))
-    return found
-
-
-@dataclass(frozen=True)
 class Headline:
     """The models beside one another: one row a structure, one cell a metric and model, under the convention `worst`."""
 
@@ -194,8 +165,7 @@ def _mean(model: ModelResults, metric: str, structure: str) -> float:
 
 def count_units(per_case: pd.DataFrame) -> int:
     """How many units an evaluation resamples: patients, or cases where none is named."""
-    named = per_case["patient_id"] if "patient_id" in per_case else per_case["case_id"]
-    return int(named.where(named != "", per_case["case_id"]).nunique())
+    return len(set(units_of(per_case)))
 
 
 def interval_note(data: ReportData) -> str:
@@ -220,21 +190,71 @@ class ComparisonRow:
 
     Args:
         effect: matched-pairs rank-biserial correlation, above 0 where the first model is better.
-        verdict: of the first model against the margin; empty where none was named.
+        mixed: the mean difference between patients with its interval, by a mixed model; `mixed_note` says why there is none.
+        margin, verdict: how much worse is still not inferior, and what each of the two models is then; empty where no margin was
+            named.
     """
 
     metric: MetricText
     pair: str
     difference: str
-    interval: str
     favours: str
     wins: str
     n: str
-    n_missing: str
-    n_undefined: str
     p: str
     effect: str
+    mixed: str
+    mixed_note: str
+    margin: str
     verdict: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison: a field of its rows, as it is headed and set."""
+
+    field: str
+    header: str
+    numeric: bool = True
+
+
+COMPARISON = (
+    Column("pair", "Difference of", numeric=False),
+    Column("difference", "Mean [{confidence} interval]"),
+    Column("favours", "Favours", numeric=False),
+    Column("wins", "Better / equal / worse"),
+    Column("n", "n"),
+    Column("p", "p"),
+    Column("effect", "Effect"),
+    Column("mixed", "Mixed model"),
+    Column("margin", "Margin"),
+    Column("verdict", "Verdicts", numeric=False),
+)
+
+
+def comparison_columns(data: ReportData) -> list[Column]:
+    """The columns of the comparison that say anything: not those without an entry, nor that of an only pair of models."""
+    rows = [row for _, group in comparison_groups(data) for row in group]
+    one_pair = len({row.pair for row in rows}) == 1
+    return [
+        replace(column, header=column.header.format(confidence=confidence(data)))
+        for column in COMPARISON
+        if {getattr(row, column.field) for row in rows} - {"", NONE} and not (one_pair and column.field == "pair")
+    ]
+
+
+def comparison_notes(data: ReportData) -> list[str]:
+    """What a reader of the comparison must know beside its caption, in sentences."""
+    rows = [row for _, group in comparison_groups(data) for row in group]
+    pairs = {row.pair for row in rows}
+    found = [f"Differences are {pairs.pop()}."] if len(pairs) == 1 else []
+    if any(row.mixed for row in rows):
+        found.append("The mixed model has a random intercept for each patient: patients with many scans weigh less in it.")
+    for note, n in Counter(row.mixed_note for row in rows if row.mixed_note).items():
+        found.append(f"No mixed model in {n} {'row' if n == 1 else 'rows'}: {note}.")
+    if any(row.margin for row in rows):
+        found.append("Verdicts on each of the two are by the interval and the margin named beforehand.")
+    return found
 
 
 def comparison_groups(data: ReportData) -> list[tuple[str, list[ComparisonRow]]]:
@@ -246,6 +266,9 @@ def comparison_groups(data: ReportData) -> list[tuple[str, list[ComparisonRow]]]
     return [(structure, rows) for structure, rows in found.items() if rows]
 
 
+JUDGED = {"model_a": "verdict_a", "model_b": "verdict_b"}
+
+
 def _comparison_row(row: pd.Series[Any]) -> ComparisonRow:
     text = describe(str(row["metric"]))
     known = pd.notna(row["ci_low"]) and pd.notna(row["ci_high"])
@@ -255,23 +278,28 @@ def _comparison_row(row: pd.Series[Any]) -> ComparisonRow:
     return ComparisonRow(
         metric=text,
         pair=f"{row['model_a']} − {row['model_b']}",
-        difference=_signed(text, row["mean_difference"]),
-        interval=f"{_signed(text, row['ci_low'])} to {_signed(text, row['ci_high'])}" if known else NONE,
+        difference=_with_ends(text, row["mean_difference"], row["ci_low"], row["ci_high"]),
         favours=str(signs[better * (1 if row["ci_low"] > 0 else -1)]) if clear else NONE,
         wins=f"{row['wins']:.0f} / {row['ties']:.0f} / {row['losses']:.0f}",
-        n=format_number(row["n"], 0),
-        n_missing=format_number(row["n_missing"], 0),
-        n_undefined=format_number(row["n_undefined"], 0),
+        n=_of_which(row),
         p=_p_value(row["p_holm"]),
         effect=format_number(row.get("rank_biserial"), 2),
-        verdict=_verdict(text, row),
+        mixed=_with_ends(text, *(row.get(f"mixed_{name}", math.nan) for name in ("difference", "low", "high"))).replace(NONE, ""),
+        mixed_note=str(row.get("mixed_note", "")),
+        margin=text.format(row["margin"]) if (judged := pd.notna(row.get("margin"))) else "",
+        verdict="; ".join(f"{row[m]}: {row[v] or 'no interval'}" for m, v in JUDGED.items()) if judged else "",
     )
 
 
-def _verdict(text: MetricText, row: pd.Series[Any]) -> str:
-    if pd.isna(margin := row.get("margin", math.nan)):
-        return ""
-    return f"{row['verdict_a'] or 'no interval'} (margin {text.format(margin)})"
+def _of_which(row: pd.Series[Any]) -> str:
+    """How many cases; where some count as a model's worst, or are undefined and left out, how many these are."""
+    parts = [f"{format_number(row[f'n_{what}'], 0)} {what}" for what in ("missing", "undefined") if row[f"n_{what}"] > 0]
+    return format_number(row["n"], 0) + (f" [{', '.join(parts)}]" if parts else "")
+
+
+def _with_ends(text: MetricText, value: float, low: float, high: float) -> str:
+    ends = f" [{_signed(text, low)} to {_signed(text, high)}]" if pd.notna(low) and pd.notna(high) else ""
+    return f"{_signed(text, value)}{ends}"
 
 
 def _signed(text: MetricText, value: float) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from medseg.core.components import Components, boxes_of, mask_of
 from medseg.core.labels import IGNORE, LabelScheme
-from medseg.inference.components import Components, boxes_of, mask_of
 from medseg.inference.postprocess import Classes, Postprocessing, Rule, around, beneath, from_large_to_small
 
 LEAST_GAIN = 0.0005  # of a structure's mean Dice; less is the luck of the validation cases

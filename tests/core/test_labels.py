@@ -1,3 +1,4 @@
+import pickle
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import pytest
 from medseg.core.config import parse
 from medseg.core.errors import ConfigError, LabelError
 from medseg.core.labels import IGNORE, LabelScheme, load_label_scheme
+
+NUMBERED = {"name": "a", "id": 1, "values": "nonzero", "objects": "numbered"}
 
 
 def scheme(*structures: dict[str, Any], **rest: Any) -> LabelScheme:
@@ -57,7 +60,7 @@ def test_masks_of_another_tool_in_the_coding_of_the_references() -> None:
 
 
 def test_unknown_values_of_a_prediction_are_for_prediction_values() -> None:
-    with pytest.raises(LabelError, match="add them to `prediction_values` or `ignore_values`"):
+    with pytest.raises(LabelError, match="say in `prediction_values` which structures they are"):
         scheme({"name": "liver", "id": 1}).encode(np.array([7], np.uint8), "x", prediction=True)
 
 
@@ -88,6 +91,13 @@ def test_unknown_values_are_named_with_the_file_and_the_cure() -> None:
         ({"structures": [{"name": "a", "id": 1, "values": "nonzero"}, {"name": "b", "id": 2}]}, "nonzero"),
         ({"structures": [{"name": "a", "id": 1, "values": "nonzero"}], "background_values": [9]}, "0 must be in"),
         ({"structures": [{"name": "a", "id": 1, "paired_with": "b"}]}, "no structure"),
+        ({"structures": [{"name": "a", "id": 1, "objects": "numbered"}]}, "state `values: nonzero`"),
+        ({"structures": [{"name": "a", "id": 1, "values": [7], "objects": "numbered"}]}, "state `values: nonzero`"),
+        ({"structures": [{"name": "a", "id": 1, "values": [], "objects": "numbered"}]}, "state `values: nonzero`"),
+        ({"structures": [NUMBERED | {"values": [0, 1]}], "background_values": [9]}, "0 is no number of an object"),
+        ({"structures": [NUMBERED | {"prediction_values": [0, 1]}]}, "0 is no number of an object"),
+        ({"structures": [NUMBERED, NUMBERED | {"name": "b", "id": 2}]}, "leaves no values to other structures"),
+        ({"structures": [NUMBERED | {"objects": "touching"}]}, "structures.0.objects"),
         ({"structures": [{"name": "a", "id": 0}]}, "structures.0.id"),
         ({"structures": [{"name": "a", "id": 1, "colour": "red"}]}, "structures.0.colour"),
     ],
@@ -199,3 +209,27 @@ def test_outputs_change_places_with_their_classes() -> None:
     assert swapped(["left", "right"], ["cyst"]) == []
     assert swapped(["left", "right", "cyst"], ["left"], ["right"]) == [(1, 2)]
     assert swapped(["left", "cyst"], ["right"]) is None
+
+
+def test_numbered_structures_are_named_by_themselves_and_in_regions() -> None:
+    cells = [
+        {"name": "round", "id": 1, "values": [1, 2, 3], "objects": "numbered", "prediction_values": [0]},
+        {"name": "long", "id": 2, "values": [4, 5], "objects": "numbered"},
+        {"name": "scar", "id": 3, "values": [6, 7]},
+    ]
+    regions = [{"name": "tissue", "structures": ["round", "long", "scar"]}, {"name": "cells", "structures": ["round", "long"]}]
+    assert scheme(*cells).numbered == ["round", "long"]
+    assert scheme(*cells, regions=[*regions, {"name": "long", "structures": ["long"]}]).numbered == ["cells", "long"]
+    assert scheme(NUMBERED).numbered == ["a"] and scheme(NUMBERED | {"objects": "components"}).numbered == []
+
+
+def test_how_objects_are_told_apart_changes_nothing_that_is_learnt_or_kept() -> None:
+    numbered, plain = scheme(NUMBERED, ignore_values=[9]), scheme(NUMBERED | {"objects": "components"}, ignore_values=[9])
+    values = np.array([0, 1, 2, 9, 70_000, 2**32 - 1], np.uint32)
+    for prediction in (False, True):
+        known = values[:2] if prediction else values
+        np.testing.assert_array_equal(numbered.encode(known, "x", prediction), plain.encode(known, "x", prediction))
+    # What stages and models write down: a run that was trained before it was stated does not have to be trained again.
+    assert numbered.model_dump() == plain.model_dump() and numbered.model_dump_json() == plain.model_dump_json()
+    assert "objects" not in numbered.model_dump_json()
+    assert numbered.model_copy().numbered == ["a"] and pickle.loads(pickle.dumps(numbered)).numbered == ["a"]

@@ -34,6 +34,14 @@ def test_panels_of_one_structure_share_their_axis():
     assert first == second != third
 
 
+def test_labels_of_lines_that_lie_close_do_not_overlap():
+    narrow = agreement_figure([panel(0, spread=0.02), panel(0, spread=9.0)], models=2)
+    narrow.canvas.draw()
+    boxes = [text.get_window_extent() for text in narrow.axes[0].texts]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_without_limits_only_the_points_stand():
     axes = agreement_figure([panel(bias=math.nan)]).axes[0]
     assert len(axes.lines) == 1 and not axes.texts

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -170,3 +172,60 @@ def test_volumes_are_cropped_to_what_is_looked_at_with_context(focus):
 def test_a_structure_that_only_the_prediction_has_is_looked_at_there():
     assert pick_planes(blocks().inside([2])) == (30, 160, 10)
     assert blocks().inside()[100, 100, 30] and not blocks().inside()[30, 160, 10]
+
+
+def scene_of(shape, spacing, reference, prediction=None):
+    physical = spacing is not None
+    grid = Grid(shape, np.diag([*(spacing or (1, 1, 1)), 1.0]), physical)
+    picture = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape)
+    return set_scene(Volume(picture, grid), reference, prediction)
+
+
+def marked(shape, *boxes):
+    mask = np.zeros(shape, np.uint8)
+    for box in boxes:
+        mask[tuple(slice(*ends) for ends in box)] = 1
+    return mask
+
+
+def test_context_is_as_long_along_thick_slices_as_along_thin_ones():
+    shape = (160, 160, 14)
+    reference = marked(shape, ((70, 90), (70, 90), (6, 7)))
+    scene = scene_of(shape, (0.5, 0.5, 8.0), reference)
+    near = scene.cropped(scene.inside())
+    assert near.grid.shape == (50, 50, 5)  # 7.5 mm around it, and at least two slices
+
+
+@pytest.mark.parametrize("corner", [0, 1])
+def test_a_voxel_at_the_edge_of_the_volume_is_shown_in_its_planes(corner):
+    shape = (40, 50, 30)
+    box = tuple((0, 1) if corner == 0 else (n - 1, n) for n in shape)
+    scene = scene_of(shape, (1.0, 1.0, 2.0), marked(shape, box))
+    near = scene.cropped(scene.inside())
+    indices = pick_planes(near.inside())
+    assert near.reference[indices] == 1 and near.grid.shape == (13, 13, 7)
+    figure = draw_case(scene)
+    assert len(figure.axes) == 6 and all(axes.collections for axes in figure.axes[1::2])  # its outline in each plane
+
+
+def test_a_picture_that_structures_fill_little_of_is_cropped_to_all_of_them():
+    shape = (900, 600, 1)
+    reference, prediction = marked(shape, ((400, 410), (300, 310), (0, 1))), marked(shape, ((440, 450), (300, 310), (0, 1)))
+    scene = scene_of(shape, None, reference, prediction)
+    near = scene.cropped(scene.inside())
+    assert near.prediction.sum() == near.reference.sum() == 100 and near.grid.shape == (50 + 2 * 38, 10 + 2 * 32, 1)
+    whole = scene_of(shape, None, marked(shape, ((0, 10), (0, 10), (0, 1)), ((800, 810), (500, 510), (0, 1))))
+    assert whole.cropped(whole.inside()).grid.shape == shape
+
+
+def test_without_a_picture_the_outlines_stand_alone():
+    shape = (40, 50, 30)
+    scene = scene_of(shape, (1.0, 1.0, 2.0), marked(shape, ((10, 20), (10, 20), (10, 20))))
+    assert [len(draw_case(replace(scene, blank=blank)).axes) for blank in (False, True)] == [6, 3]
+
+
+def test_a_long_picture_stands_over_its_twin():
+    shape = (400, 40, 1)
+    scene = scene_of(shape, None, marked(shape, ((0, 300), (5, 35), (0, 1))))
+    width, height = draw_case(scene).get_size_inches()
+    assert width / height == pytest.approx(5, rel=0.1)

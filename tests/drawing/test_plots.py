@@ -8,12 +8,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from medseg.drawing.contact_sheet import draw_contact_sheet
 from medseg.drawing.curves import draw_training_curves, training_figure
-from medseg.drawing.strips import Scale, Strip, strip_figure
+from medseg.drawing.strips import Scale, Span, Strip, strip_figure
 from medseg.drawing.style import INK, MUTED, STRUCTURE_COLOURS, structure_colour, to_svg
 
 LIGHT, DARK = "#ffffff", "#14171a"
@@ -108,6 +109,23 @@ def test_every_case_is_a_dot_or_a_cross_at_the_worse_end():
     np.testing.assert_allclose(sorted(dots.get_offsets()[:, 0]), [0.7, 0.8, 0.9])
     assert crosses.get_offsets()[:, 0].tolist() == [dice.get_xlim()[0]]
     assert hd95.collections[1].get_offsets()[:, 0].tolist() == [hd95.get_xlim()[1]] * 2
+
+
+def test_a_span_stands_behind_the_rows_of_its_group_and_the_axis_holds_it():
+    strips = [strip(group="a"), strip("fcn", group="a"), strip(group="b")]
+    spans = {"a": (Span(0.5, 0.4, 0.6, "3 readers"), None), "b": (Span(0.7, np.nan, np.nan, "2 readers"), None)}
+    figure = strip_figure(strips, SCALES, spans)
+    dice, hd95 = figure.axes
+    (band,) = [c for c in dice.collections if isinstance(c, PolyCollection)]  # where there is no interval there is a line alone
+    box, rows = band.get_paths()[0].get_extents(), list(dice.get_yticks())
+    assert (box.x0, box.x1) == pytest.approx((0.4, 0.6)) and box.y0 < rows[0] < rows[1] < box.y1 < rows[2]
+    assert dice.get_xlim()[0] <= 0.4
+    assert [line.get_xdata()[0] for line in dice.lines if line.get_linestyle() == "--"] == pytest.approx([0.5, 0.7])
+    assert [t.get_text() for t in hd95.texts] == []
+    figure.canvas.draw()
+    boxes = {t.get_text(): t.get_window_extent() for t in dice.texts}
+    assert set(boxes) == {"a", "b", "3 readers", "2 readers"}
+    assert not [(i, j) for i in boxes for j in boxes if i < j and boxes[i].overlaps(boxes[j])]
 
 
 def test_the_box_shows_quartiles_and_median():

@@ -13,7 +13,7 @@ from medseg.core.errors import ConfigError, GridMismatchError
 from medseg.core.grid import Grid
 from medseg.core.manifest import Case
 from medseg.core.volume import LabelMap
-from medseg.evaluation.pairs import on_grid, pair_cases, pair_folders
+from medseg.evaluation.pairs import on_grid, pair_cases, pair_folders, place, widen
 
 SHAPE = (5, 6, 7)
 ARRAY = np.random.default_rng(0).integers(0, 4, SHAPE, np.uint8)
@@ -31,9 +31,9 @@ def _turn(grid: Grid, array: np.ndarray, order: tuple[int, ...], flips: tuple[in
     """The same labels stored with other axes: an independent way to say what `on_grid` must undo."""
     turned = np.flip(array.transpose(order), [i for i, flip in enumerate(flips) if flip])
     affine = grid.affine.copy()
-    for place, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+    for column_of, (axis, flip) in enumerate(zip(order, flips, strict=True)):
         column = grid.affine[:3, axis]
-        affine[:3, place] = -column if flip else column
+        affine[:3, column_of] = -column if flip else column
         affine[:3, 3] += column * (array.shape[axis] - 1) * flip
     return LabelMap(np.ascontiguousarray(turned), Grid(turned.shape, affine))
 
@@ -111,7 +111,7 @@ def test_folders_are_matched_by_case_name(save_labels, tmp_path):
     (tmp_path / "pred/.hidden.nii.gz").write_text("half a file")
     pairs, unmatched = pair_folders(tmp_path / "pred", tmp_path / "ref")
     assert [(p.case_id, p.prediction and p.prediction.name) for p in pairs] == [("a", "a.nii"), ("b", None)]
-    assert "no file in" in pairs[1].reason
+    assert "no mask in" in pairs[1].reason
     assert [(u.case_id, u.missing) for u in unmatched] == [("b", "prediction"), ("extra", "reference")]
 
 
@@ -122,13 +122,72 @@ def test_folders_that_cannot_be_paired(save_labels, tmp_path):
     save_labels("double/a.nii", np.zeros((2, 2, 2)))
     (tmp_path / "empty").mkdir()
     for predictions, message in {
-        "pred": "pred_a.nii.gz and a.nii.gz",
+        "pred": r"no mask of .*pred is called like one of .*ref \(pred_a\.nii\.gz against a\.nii\.gz\); give both masks",
         "double": "both case `a`",
         "empty": "no label map",
         "nowhere": "not a folder",
     }.items():
         with pytest.raises(ConfigError, match=message):
             pair_folders(tmp_path / predictions, tmp_path / "ref")
+
+
+def _pairs(save_labels, root: Path, predictions: str, references: str) -> list[tuple[str, str, str]]:
+    """Case, prediction and what differs, of masks with the names given."""
+    for side, names in (("pred", predictions), ("ref", references)):
+        for name in names.split():
+            save_labels(f"{side}/{name}.nii.gz", np.zeros((2, 2, 2)))
+    pairs, _ = pair_folders(root / "pred", root / "ref")
+    return [(p.case_id, p.prediction.name.removesuffix(".nii.gz") if p.prediction else "", p.differing) for p in pairs]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "pairs"),
+    [
+        ("a_pred b_pred", "a b", [("a", "a_pred", "`_pred` of the predictions"), ("b", "b_pred", "`_pred` of the predictions")]),
+        ("t2_seg", "t2_seg-manual", [("t2", "t2_seg", "`_seg` of the predictions and `_seg-manual` of the references")]),
+        ("a_0000", "a_Label", [("a", "a_0000", "`_0000` of the predictions and `_Label` of the references")]),
+        ("P1.seg a", "p1.seg a", [("a", "a", ""), ("p1", "", "")]),
+        ("a_seg", "a_seg", [("a", "a_seg", "")]),
+        ("a a_seg", "a a_seg", [("a", "a", ""), ("a_seg", "a_seg", "")]),
+        ("a a_cp_masks a_cp_outlines", "a", [("a", "a_cp_masks", "`_cp_masks` of the predictions")]),
+        ("a_seg_fast b", "a_seg b", [("a", "", ""), ("b", "b", "")]),
+        ("mask a", "mask a", [("a", "a", ""), ("mask", "mask", "")]),
+    ],
+)
+def test_names_that_differ_in_their_endings(save_labels, tmp_path, predictions, references, pairs):
+    assert _pairs(save_labels, tmp_path, predictions, references) == pairs
+
+
+@pytest.mark.parametrize(("predictions", "references"), [("a a_seg", "a"), ("a", "a_gt a_manual"), ("a_pred a_Seg", "a_seg b")])
+def test_names_that_may_be_one_case_are_refused(save_labels, tmp_path, predictions, references):
+    with pytest.raises(ConfigError, match="may all be case `a`; leave one of them"):
+        _pairs(save_labels, tmp_path, predictions, references)
+
+
+def test_a_map_that_was_cut_is_put_where_it_belongs():
+    grid, array = _oblique(), np.where(np.indices(SHAPE)[0] == 2, ARRAY, 0).astype(np.uint8)
+    cut = LabelMap(array[1:4, 2:, :], grid.cropped((1, 2, 0), (3, 4, 7)))
+    expected = np.where(np.indices(SHAPE)[1] >= 2, array, 0)
+    for order, flips in (((0, 1, 2), (0, 0, 0)), ((2, 0, 1), (1, 0, 1))):
+        turned = _turn(cut.grid, cut.array, order, flips)
+        assert np.array_equal(place(turned, grid).array, expected) and place(turned, grid).grid is grid
+        wide = widen(turned, grid)
+        assert wide.grid == grid and np.array_equal(wide.array, expected)
+    small = grid.cropped((2, 0, 3), (2, 2, 2))
+    with pytest.raises(GridMismatchError, match="marked voxels lie outside of the reference's grid"):
+        place(cut, small)
+    both = widen(cut, small)
+    assert both.grid == grid.cropped((1, 0, 0), (3, 6, 7)) and both.array.sum() == cut.array.sum()
+    apart = LabelMap(cut.array, grid.cropped((9, 9, 9), (3, 4, 7)))
+    with pytest.raises(GridMismatchError, match="outside"):
+        place(apart, grid)
+    empty = place(LabelMap(apart.array * 0, apart.grid), grid)
+    assert empty.grid is grid and not empty.array.any()
+
+
+def test_voxels_that_do_not_coincide_are_left_as_they_are():
+    other = _changed(shift=0.3)
+    assert place(other, _oblique()) is other and widen(other, _oblique()) is other
 
 
 def test_cases_of_a_manifest_keep_their_reasons():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from medseg.core.volume import LabelMap
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.readers import (
     BAND_COLUMNS,
+    Band,
     band_of,
     consensus,
     consensus_of_maps,
     pair_readers,
     reader_bands,
+    readers_of_cases,
     scheme_of_readers,
 )
 from medseg.evaluation.table import evaluate_cases
@@ -58,10 +61,10 @@ def test_the_band_of_pairs_of_readers():
 
 
 def test_a_model_stands_in_the_band_or_outside():
-    band = band_of([[0.9] * 6, [0.7] * 6], [f"p{i}" for i in range(6)], 200, 0.95, 0)
-    assert (band.ci_low, band.ci_high) == pytest.approx((0.8, 0.8))
-    assert [band.place(v, "higher") for v in (0.95, 0.9, 0.8, 0.6, NAN)] == ["better", "within", "within", "worse", ""]
-    assert [band.place(v, "lower") for v in (0.95, 0.6)] == ["worse", "better"]
+    band = Band(n_pairs=3, n=8, n_undefined=0, mean=0.8, ci_low=0.75, ci_high=0.85, lowest=0.6, highest=0.9)
+    assert [band.place(v, "higher") for v in (0.9, 0.85, 0.8, 0.7, NAN)] == ["better", "within", "within", "worse", ""]
+    assert [band.place(v, "lower") for v in (0.9, 0.7)] == ["worse", "better"]
+    assert replace(band, ci_low=NAN, ci_high=NAN).place(0.8, "higher") == ""  # below six units there is no band
 
 
 def test_bands_from_folders_of_masks(save_labels, tmp_path):
@@ -73,6 +76,7 @@ def test_bands_from_folders_of_masks(save_labels, tmp_path):
                 save_labels(f"{reader}/c{case}.nii.gz", _cube(size, value=7))
     pairs = pair_readers({reader: tmp_path / reader for reader in sizes}, {"c0": "p0", "c1": "p0"})
     assert len(pairs) == 6
+    assert readers_of_cases(pairs).to_numpy().tolist() == [["c0", "ann;bob;cy"], ["c1", "ann;bob;cy"], ["c2", "ann;bob"]]
     assert [(p.case_id, p.patient_id) for p in pairs["cy", "ann"]] == [("c0", "p0"), ("c1", "p0")]
     evaluations = {readers: evaluate_cases(p, scheme_of_readers(SCHEME), SETTINGS) for readers, p in pairs.items()}
     table = reader_bands(evaluations, SETTINGS, 0)

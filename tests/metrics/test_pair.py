@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,3 +37,23 @@ def test_the_order_in_memory_changes_nothing(ignored):
                     assert pair.distances is not None
                     for figure in (average_symmetric_surface_distance, lambda d: hausdorff(d, 95)):
                         assert figure(pair.distances) == pytest.approx(figure(wanted.distances))
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_objects_have_the_numbers_of_their_file_or_are_components(planar):
+    reference, prediction = (mask[..., 3:4] if planar else mask for mask in MASKS.copy())
+    numbers = np.arange(1, reference.size + 1, dtype=np.uint64).reshape(reference.shape) + np.uint64(2**40)
+    reference[4] = 255  # parts what is left of the first structure
+    frame, grid = Frame(physical=True, planar=planar), Grid(reference.shape, np.eye(4))
+    (pair,) = pair_structures(reference, prediction, grid, frame, [[1]], [1.0])
+    inside, found = pair.masks(pair.box)
+    of_reference, of_prediction = pair.objects()
+    assert set(np.unique(of_reference)) == {0, 1, 2} and set(np.unique(of_prediction)) == {0, 1, 2}
+    numbered = replace(pair, reference_numbers=numbers, prediction_numbers=numbers)
+    whole = (numbers[..., 0], reference[..., 0]) if planar else (numbers, reference)
+    of_reference, of_prediction = numbered.objects()
+    assert of_reference.dtype == np.uint64 and of_reference.shape == inside.shape
+    assert (of_reference[inside] == whole[0][whole[1] == 1]).all() and not of_reference[~inside].any()
+    assert ((of_prediction > 0) == found).all()
+    half = replace(pair, reference_numbers=numbers)
+    assert (half.objects()[0] == of_reference).all() and (half.objects()[1] == pair.objects()[1]).all()

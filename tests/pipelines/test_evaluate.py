@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from derived_phantoms import MADE_BY, SCHEME, real_ct, series_of
 from phantoms import LPS_AFFINE, write_config, write_volume_set
 from PIL import Image
+from test_named_masks import write_slicer
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256
@@ -23,6 +25,9 @@ from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme, Structure
 from medseg.inference.probabilities import Probabilities
 from medseg.inference.window import Slab
+from medseg.io.dicom import read_grid as read_series_grid
+from medseg.io.dicom_seg import encode_seg
+from medseg.io.nifti import encode_placed
 from pipelines.config import RunConfig
 from pipelines.evaluate import COMPARISON_FILES, TABLES, evaluate_folders, run
 from pipelines.report import report_folders
@@ -344,6 +349,105 @@ def test_folders_with_a_labels_file(tmp_path):
     assert "label values 1 are not in the label scheme" in pd.read_csv(tmp_path / "out2" / "cases.csv")["reason"][0]
 
 
+def _structures(folder: Path, case: str, **masks: np.ndarray) -> None:
+    """A folder with a file a structure, as TotalSegmentator writes it."""
+    for name, array in masks.items():
+        path = folder / case / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.uint8), np.eye(4)), path)
+
+
+def _organs(shift: int = 0) -> dict[str, np.ndarray]:
+    places = np.indices((10, 8, 6))[0] - shift
+    return {"liver": places < 4, "spleen": (places >= 4) & (places < 6)}
+
+
+def test_folders_with_a_file_a_structure(tmp_path, capsys):
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    for case, shift in (("a", 0), ("b", 2)):
+        _structures(tmp_path / "r", case, **_organs())
+        _structures(tmp_path / "p", case, **_organs(shift), heart=np.ones((10, 8, 6)))
+    assert evaluate_folders(*places) == 0
+    table = pd.read_csv(tmp_path / "out" / "per_case.csv")
+    assert table["structure"].tolist() == ["liver", "spleen"] * 2 and table["dice"].tolist() == [1, 1, 0.8, 0]
+    assert "structures are the names of the references' masks (liver, spleen)" in capsys.readouterr().err
+    evaluate_folders(*places)
+    assert "unchanged, skipped" in capsys.readouterr().err
+    _structures(tmp_path / "p", "b", **_organs())
+    evaluate_folders(*places)
+    assert (pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"] == 1).all()
+    (tmp_path / "p" / "b" / "spleen.nii.gz").unlink()
+    assert evaluate_folders(*places) == 1
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv").set_index("case_id")
+    assert cases["status"].to_dict() == {"a": "ok", "b": "unreadable"}
+    assert "b has no mask of `spleen` (its files: `heart`, `liver`)" in cases.loc["b", "reason"]
+
+
+def test_names_and_values_meet_through_a_labels_file_only(tmp_path):
+    labels = tmp_path / "dataset.json"
+    labels.write_text(json.dumps({"labels": {"background": 0, "spleen": 1, "liver": 2}}))
+    _structures(tmp_path / "named", "a", **_organs())
+    organs = _organs()
+    values = (organs["liver"] * 2 + organs["spleen"]).astype(np.uint8)
+    (tmp_path / "values").mkdir()
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "values" / "a_pred.nii")
+    said = r"name their structures \(liver, spleen\) and .*a_pred\.nii holds values; give --labels"
+    for one, other in (("named", "values"), ("values", "named")):
+        with pytest.raises(ConfigError, match=said):
+            evaluate_folders(tmp_path / one, tmp_path / other, tmp_path / "out")
+        assert evaluate_folders(tmp_path / one, tmp_path / other, tmp_path / "out", labels) == 0
+        assert pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"].tolist() == [1, 1]
+
+
+def test_endings_of_names_are_said(tmp_path, capsys):
+    for name in "ab":
+        _mask(tmp_path / "r", name, slice(2, 10))
+        _mask(tmp_path / "p", f"{name}_cp_masks", slice(2, 10))
+    assert evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "2 matched apart from `_cp_masks` of the predictions, such as a_cp_masks.png with a.png" in said
+    table = tmp_path / "cases.csv"
+    table.write_text("case_id,patient_id\na,x\n")
+    evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
+    assert "does not name 1 of 2 cases, such as b; each counts as a patient of its own" in capsys.readouterr().err
+    table.write_text("case_id,patient_id\na_seg,x\n")
+    with pytest.raises(ConfigError, match="names none of the cases"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
+
+
+def test_segmentations_that_are_cut_to_what_they_mark(tmp_path):
+    """A DICOM SEG holds the slices from its first mark to its last; what a prediction marks beyond them counts all the same."""
+    labels = np.zeros((9, 8, 6), np.uint8)
+    labels[2:6, 2:6, 2:4] = 3
+    series = series_of(tmp_path / "ct", labels)
+    for name, array in (("seg", labels), ("slice", labels * (np.arange(6) == 2).astype(np.uint8))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.dcm").write_bytes(encode_seg(array, series, SCHEME, MADE_BY))
+    taller = labels.copy()
+    taller[2:6, 2:6, 0:2] = 3
+    (tmp_path / "nifti").mkdir()
+    (tmp_path / "nifti" / "a.nii.gz").write_bytes(encode_placed(taller, read_series_grid(series)))
+    scheme = tmp_path / "labels.yaml"
+    scheme.write_text("structures: [{name: Liver, id: 3}]\n")
+    for one, other in (("seg", "nifti"), ("nifti", "seg")):
+        assert evaluate_folders(tmp_path / one, tmp_path / other, tmp_path / "out", scheme) == 0
+        table = pd.read_csv(tmp_path / "out" / "per_case.csv")
+        assert table["dice"][0] == pytest.approx(2 / 3) and "hd95_mm" in table
+    assert evaluate_folders(tmp_path / "seg", tmp_path / "seg", tmp_path / "out") == 0
+    # Of one slice alone nothing tells that its scan is a volume, and figures of areas would be of the wrong slice.
+    assert evaluate_folders(tmp_path / "nifti", tmp_path / "slice", tmp_path / "out", scheme) == 1
+    assert "marks one slice of a scan of 6" in pd.read_csv(tmp_path / "out" / "cases.csv")["reason"][0]
+
+
+def test_what_a_segmentation_does_not_name_is_said(tmp_path):
+    organs = {name: mask.astype(np.uint8) for name, mask in _organs().items()}
+    for side, names in (("r", ["liver", "spleen"]), ("p", ["liver"])):
+        write_slicer(tmp_path / side / "a.seg.nrrd", np.stack([organs[n] for n in names]), [{"Name": n} for n in names])
+    assert evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out") == 0
+    assert pd.read_csv(tmp_path / "out" / "per_case.csv")["status"].tolist() == ["ok", "prediction_empty"]
+    assert pd.read_csv(tmp_path / "out" / "cases.csv")["reason"][0] == "a.seg.nrrd has no segment of `spleen`: taken as absent"
+
+
 def test_references_without_structures(tmp_path):
     _mask(tmp_path / "r", "a", slice(2, 10), 0)
     _mask(tmp_path / "p", "a", slice(2, 10), 0)
@@ -367,6 +471,33 @@ def test_real_references_against_themselves(real_data, tmp_path):
     assert (pd.read_csv(tmp_path / "out" / "per_case.csv")["dice"] == 1).all()
 
 
+def test_real_structures_by_name_and_by_value(real_data, tmp_path):
+    """A real CT of TotalSegmentator: a label map, a file a structure and a DICOM SEG of it agree."""
+    source = real_data / "totalseg_ct_mr_small/labels/example_ct_dicom_seg.nii.gz"
+    if not source.is_file():
+        pytest.skip("no totalseg_ct_mr_small in the real data")
+    labels, series = real_ct(real_data)
+    image = nibabel.load(source)
+    array = np.asarray(image.dataobj)
+    values = np.unique(array)[1:].astype(int).tolist()
+    scheme = LabelScheme(structures=[Structure(name=f"organ_{v}", id=v) for v in values])
+    for value in values:
+        path = tmp_path / "files" / "p01" / "segmentations" / f"organ_{value}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image((array == value).astype(np.uint8), image.affine), path)
+    (tmp_path / "map").mkdir()
+    nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), image.affine), tmp_path / "map" / "p01_seg.nii.gz")
+    (tmp_path / "seg" / "p01").mkdir(parents=True)
+    (tmp_path / "seg" / "p01" / "1.2.3").write_bytes(encode_seg(labels, series, scheme, MADE_BY))
+    file = tmp_path / "labels.yaml"
+    file.write_text(json.dumps(scheme.model_dump(mode="json")))
+    settings = ["evaluate.metrics=[dice]"]
+    for one, other in (("files", "map"), ("seg", "files"), ("map", "seg")):
+        assert evaluate_folders(tmp_path / one, tmp_path / other, tmp_path / "out", file, assignments=settings) == 0
+        table = pd.read_csv(tmp_path / "out" / "per_case.csv")
+        assert len(table) == len(values) and (table["dice"] == 1).all()
+
+
 def test_no_torch_is_imported(tmp_path):
     for side in ("p", "r"):
         _mask(tmp_path / side, "a", slice(2, 10))
@@ -380,3 +511,59 @@ def test_no_torch_is_imported(tmp_path):
         "sys.exit(any(m in sys.modules for m in ('torch', 'monai')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbered_nuclei_of_another_tool_are_compared_one_by_one(tmp_path):
+    """Two touching nuclei, found as two in one picture and as one in the other; the report says what an object was."""
+    numbers = np.zeros((20, 16), np.uint16)
+    numbers[2:8, 3:9], numbers[8:12, 3:9], numbers[14:18, 3:9] = 300, 301, 302
+    for name, pictures in (("r", (numbers, numbers)), ("p", (numbers * 2, np.where(numbers > 0, 1, 0).astype(np.uint16)))):
+        (tmp_path / name).mkdir()
+        for case, picture in zip("ab", pictures, strict=True):
+            Image.fromarray(picture).save(tmp_path / name / f"{case}.png")
+    labels = tmp_path / "labels.yaml"
+    text = "structures: [{name: nuclei, id: 1, values: nonzero, prediction_values: nonzero, objects: %s}]"
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    # In the mask the larger of the touching two is found at an IoU of 0.6.
+    for objects, expected in (("numbered", [1, 2 * 1.6 / 5]), ("components", [1, 1])):
+        labels.write_text(text % objects)
+        assert evaluate_folders(*places, labels=labels, assignments=["evaluate.metrics=[dice, instances]"]) == 0
+        table = pd.read_csv(tmp_path / "out" / "per_case.csv")
+        assert table["panoptic_quality"].tolist() == pytest.approx(expected)
+        report_folders([tmp_path / "out"], tmp_path / "report")
+        methods = " ".join((tmp_path / "report" / "methods.txt").read_text().split())
+        assert ("Objects of nuclei were those that the reference numbers" in methods) == (objects == "numbered")
+        assert ("Objects of nuclei were the connected components of both masks." in methods) == (objects == "components")
+    evaluate_folders(*places, labels=labels)
+    report_folders([tmp_path / "out"], tmp_path / "report")
+    assert "Objects of" not in (tmp_path / "report" / "methods.txt").read_text()
+
+
+def test_the_best_threshold_of_the_mean_is_named(tmp_path, capsys):
+    """A wall that parts two cells is 0.35 sure in one picture, 0.75 in the other; what is unsure inside of the cells is 0.2."""
+    grid, scheme = Grid((20, 20, 1), np.eye(4)), LabelScheme(structures=[Structure(name="label_1", id=1)])
+    wall = np.zeros((20, 20, 1), np.uint8)
+    wall[10] = 1
+    for case, sure in (("a", 0.35), ("b", 0.75)):
+        probability = np.where(wall == 1, sure, np.where(np.arange(20)[:, None, None] % 5 == 3, 0.25, 0.05))
+        for name in ("r", "p"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(wall, np.eye(4)), tmp_path / name / f"{case}.nii.gz")
+        logit = np.log(probability / (1 - probability)).astype(np.float32) / 2
+        with Probabilities(tmp_path / "p" / f"{case}.probabilities.nii.gz", grid, grid, scheme) as file:
+            file.add(Slab(0, 0, torch.from_numpy(np.stack([-logit, logit]))))
+            file.finish()
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    assert evaluate_folders(*places, assignments=["evaluate.metrics=[dice, membranes]"]) == 0
+    said = capsys.readouterr().err
+    assert "label_1: the mean V-Rand over 2 cases is best at threshold 0.7: 1.000" in said
+    table = pd.read_csv(tmp_path / "out" / "thresholds.csv").set_index(["metric", "threshold"])
+    assert len(table) == 22 and set(table["n"]) == {2} and set(table["n_undefined"]) == {0}
+    assert table.loc[("v_rand", 0.7), "mean"] == 1 and table.loc[("v_rand", 0.3), "mean"] < 0.9
+    best = pd.read_csv(tmp_path / "out" / "per_case.csv")
+    assert best["v_rand_max"].mean() >= table.loc["v_rand", "mean"].max()
+    report_folders([tmp_path / "out"], tmp_path / "report")
+    assert "Best thresholds." in (tmp_path / "report" / "report.html").read_text()
+    evaluate_folders(*places, assignments=["evaluate.metrics=[dice, v_rand, calibration]"])
+    assert not (tmp_path / "out" / "thresholds.csv").exists()
+    assert "is best at threshold" not in capsys.readouterr().err

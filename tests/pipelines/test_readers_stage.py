@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from medseg.core.errors import ConfigError
+from medseg.core.record import read_record
 from pipelines.readers import parse_readers, readers
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -39,8 +40,23 @@ def test_the_band_of_three_readers(three: dict[str, Path], tmp_path: Path) -> No
     table = pd.read_csv(tmp_path / "out" / "readers.csv").set_index("metric")
     assert table.loc["dice", ["n_readers", "n_pairs", "n"]].tolist() == [3, 3, 7]
     assert table.loc["dice", ["lowest", "highest"]].tolist() == pytest.approx([0.75, 1])
+    read = pd.read_csv(tmp_path / "out" / "reader_cases.csv").set_index("case_id")["readers"]
+    assert len(read) == 7 and (read["c0"], read["c6"]) == ("anna;ben;cleo", "anna;ben")
     six, last = (0.75 + 0.75 + 1) / 3, 0.75
     assert table.loc["dice", "mean"] == pytest.approx((6 * six + last) / 7)
+
+
+def test_the_intervals_of_readers_are_over_patients_where_they_are_named(three: dict[str, Path], tmp_path: Path) -> None:
+    patients = "".join(f"c{number},p{number // 2}\n" for number in range(7))
+    (tmp_path / "cases.csv").write_text(f"case_id,patient_id\n{patients}")
+    readers(three, tmp_path / "cases")
+    readers(three, tmp_path / "patients", cases=tmp_path / "cases.csv")
+    of_cases, of_patients = (pd.read_csv(tmp_path / name / "readers.csv").set_index("metric") for name in ("cases", "patients"))
+    assert np.isfinite(of_cases.loc["dice", "ci_low"]) and np.isnan(
+        of_patients.loc["dice", "ci_low"]
+    )  # seven cases, four patients
+    units = [read_record(tmp_path / name)["inputs"]["sampling_unit"] for name in ("cases", "patients")]
+    assert units == ["case", "patient"]
 
 
 @pytest.mark.parametrize("method", ["majority", "staple"])

@@ -8,7 +8,8 @@ import sys
 
 import pandas as pd
 import pytest
-from reporting.phantom_run import write_picture_run
+import typer
+from reporting.phantom_run import TEST, write_picture_run
 
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.files import file_sha256
@@ -81,6 +82,48 @@ def test_test_cases_are_called_unseen_only_where_they_alone_were_predicted(quick
     assert sentence in page.read_text(encoding="utf-8")
     run(quick("predict.split=[val, test]"))
     assert sentence not in page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def readers_folder(tmp_path):
+    """What `medseg readers` writes of two readers who drew all test cases of the run, and one other."""
+    band = {"structure": "nucleus", "metric": "dice", "unit": "", "n_readers": 2, "n_pairs": 1, "n": 9, "n_undefined": 0}
+    band |= {"mean": 0.93, "ci_low": 0.91, "ci_high": 0.95, "lowest": 0.93, "highest": 0.93}
+    folder = tmp_path / "two readers"
+    folder.mkdir()
+    pd.DataFrame([band]).to_csv(folder / "readers.csv", index=False)
+    pd.DataFrame({"case_id": [*TEST, "other"], "readers": "ann;bob"}).to_csv(folder / "reader_cases.csv", index=False)
+    return folder
+
+
+def test_readers_are_shown_beside_the_models_of_a_run(quick, readers_folder, config_path):
+    folder = quick().folder("report")
+    run(quick())
+    assert not (folder / "tables" / "readers.csv").exists()
+    assert "between readers, beside" not in (folder / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(typer.Exit):
+        cli.report([config_path], readers=readers_folder, assignments=["report.gallery_cases=0"])
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Agreement between readers, beside the models." in page and "read 8 of the 8 evaluated cases, and 1 other." in page
+    assert 'Bands of readers: Dice of nucleus: 2 readers, 9 cases: 0.930 [0.910 to 0.950].">' in re.sub(
+        r'" width=[^>]*>', '">', page
+    )
+    assert list(pd.read_csv(folder / "tables" / "readers.csv")["model"]) == ["unet", "fcn8s"]
+    before = (folder / "report.html").stat().st_mtime_ns
+    run(quick(f"report.readers={readers_folder}"))
+    assert (folder / "report.html").stat().st_mtime_ns == before
+    table = readers_folder / "readers.csv"
+    table.write_text(table.read_text().replace("0.91", "0.92"))
+    run(quick(f"report.readers={readers_folder}"))
+    assert (folder / "report.html").stat().st_mtime_ns > before
+
+
+def test_readers_are_shown_beside_folders_and_stand_in_the_command(quick, readers_folder, tmp_path):
+    path = report_folders([quick().folder("evaluate", "unet")], tmp_path / "out", readers_folder)
+    page = path.read_text(encoding="utf-8")
+    assert "Agreement between readers" in page and "two readers" in page[page.index("To repeat it") :]
+    with pytest.raises(StageError, match=r"holds no readers\.csv"):
+        report_folders([quick().folder("evaluate", "unet")], tmp_path / "out", tmp_path)
 
 
 def test_options_that_would_do_nothing_are_refused(config_path, tmp_path):

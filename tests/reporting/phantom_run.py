@@ -180,6 +180,7 @@ def _summary(per_case: pd.DataFrame, structures: list[str], hd95: str) -> pd.Dat
                     | {"n_undefined": len(values) - len(known), "mean": known.mean(), "ci_low": known.mean() - spread}
                     | {"ci_high": known.mean() + spread, "median": known.median()}
                     | {"q1": known.quantile(0.25), "q3": known.quantile(0.75)}
+                    | {"n_filled": int(per_case.loc[values.index, metric].isna().sum()) if "reference" not in metric else 0}
                 )
     return pd.DataFrame(rows)
 

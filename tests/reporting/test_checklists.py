@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 import yaml
@@ -88,3 +90,12 @@ def test_checklists_stand_beside_the_report(data, tmp_path):
     write_checklists(filled, tmp_path)
     table = pd.read_csv(tmp_path / "claim_2024.csv", dtype=str, keep_default_na=False)
     assert len(table) == 44 and set(table["state"]) == {"records", "part", "author"}
+
+
+def test_on_paper_paragraphs_of_the_methods_are_named_and_hashes_are_short(data):
+    methods = compose_methods(data)
+    items = [item for checklist in fill_checklists(data, methods) for item in checklist.items]
+    assert any("Methods: " in item.brief for item in items)
+    assert not any(part.text in item.brief for item in items for part in methods.parts)
+    assert all(bool(item.brief) == bool(item.answer) for item in items)
+    assert not any(re.search("[0-9a-f]{40}", item.brief) for item in items) and any("…" in item.brief for item in items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,25 @@ def test_the_report_of_a_run_has_a_pdf_with_page_numbers(tmp_path):
     assert run(RunConfig.load(write_picture_run(tmp_path), ["report.pdf=true"])) == 0
     pages = pages_of(tmp_path / "run" / "report" / "report.pdf")
     text = " ".join(" ".join(pages).split())
-    assert f"1 / {len(pages)}" in " ".join(pages[0].split())
+    assert f"1/{len(pages)}" in "".join(pages[0].split())
     assert "For research use only" in text and "Every case" in text and HOSTILE.split()[0] in text
     assert "Filter" not in text  # no tools of the screen
+
+
+@pytest.mark.skipif(not (HAS_WEASYPRINT or HAS_BROWSER), reason="needs WeasyPrint or Chromium")
+def test_pages_after_the_first_bear_the_title_whatever_letters_it_has(tmp_path):
+    title = 'Nuclei "quoted" </style> \\ é'
+    config = RunConfig.load(write_picture_run(tmp_path), ["report.pdf=true", f"report.title={json.dumps(title)}"])
+    assert run(config) == 0
+    pages = [" ".join(page.split()) for page in pages_of(tmp_path / "run" / "report" / "report.pdf")]
+    assert all(page.startswith(title) for page in pages[1:]) and pages[0].startswith("SEGMENTATION")
+
+
+@pytest.mark.skipif(not (HAS_WEASYPRINT or HAS_BROWSER), reason="needs WeasyPrint or Chromium")
+def test_on_paper_checklists_are_short_and_name_what_is_left(tmp_path):
+    assert run(RunConfig.load(write_picture_run(tmp_path), ["report.pdf=true", "report.gallery_cases=0"])) == 0
+    pages = [" ".join(page.split()) for page in pages_of(tmp_path / "run" / "report" / "report.pdf")]
+    first = next(i for i, page in enumerate(pages) if "CLAIM 2024" in page)
+    last = next(i for i, page in enumerate(pages) if i >= first and "Provenance" in page)
+    assert last - first <= 3 and sum("Left to the author: " in page for page in pages) >= 2
+    assert not any("For the author" in page for page in pages)  # the table of the screen

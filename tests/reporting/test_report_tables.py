@@ -12,6 +12,7 @@ from medseg.core.manifest import Case
 from medseg.reporting import cases, tables
 from medseg.reporting.collect import Facts, ModelResults, ReportData, collect_folders, read_table
 from medseg.reporting.provenance import commit_text, duration
+from medseg.reporting.statistics import statistics_tables
 from medseg.reporting.words import describe, find_metric, format_number
 
 
@@ -91,7 +92,11 @@ def test_a_missing_or_broken_table_is_one_sentence(tmp_path, content):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("per_case.csv", "case_id,structure,dice\nc0,a,1\n", r"per_case\.csv has no column status; run `medseg evaluate` again"),
+        (
+            "per_case.csv",
+            "case_id,patient_id,structure,dice\nc0,,a,1\n",
+            r"per_case\.csv has no column status; run `medseg evaluate` again",
+        ),
         ("predictions.csv", "case_id,output\nc0,x\n", r"predictions\.csv has no column status, reason; run `medseg predict`"),
     ],
 )
@@ -166,25 +171,48 @@ def test_models_stand_beside_one_another_and_an_absent_structure_is_a_gap():
 def test_the_comparison_favours_the_model_that_is_clearly_better(metric, low, high, favours):
     row = {"structure": "a", "metric": metric, "unit": "", "model_a": "unet", "model_b": "fcn8s", "n": 8, "n_missing": 0}
     row |= {"n_undefined": 0, "mean_difference": (low + high) / 2, "ci_low": low, "ci_high": high}
-    row |= {"wins": 5, "ties": 1, "losses": 2, "p_wilcoxon": 1e-4, "p_holm": 2e-4}
+    row |= {"wins": 5, "ties": 1, "losses": 2, "p_holm": 2e-4}
     ((structure, (found,)),) = tables.comparison_groups(report(comparison_summary=pd.DataFrame([row])))
     assert structure == "a" and found.favours == favours and found.wins == "5 / 1 / 2" and found.p == "< 0.001"
 
 
 @pytest.mark.parametrize(
-    ("more", "effect", "verdict"),
+    ("more", "shown"),
     [
-        ({"rank_biserial": 0.25, "margin": 0.02, "verdict_a": "non-inferior"}, "0.25", "non-inferior (margin 0.020)"),
-        ({"rank_biserial": math.nan, "margin": 0.02, "verdict_a": ""}, "–", "no interval (margin 0.020)"),
-        ({"rank_biserial": -1.0, "margin": math.nan, "verdict_a": ""}, "−1.00", ""),
-        ({}, "–", ""),  # a table that an earlier version wrote
+        (
+            {"rank_biserial": 0.25, "margin": 0.02, "verdict_a": "non-inferior", "verdict_b": "inconclusive"},
+            {"effect": "0.25", "margin": "0.020", "verdict": "unet: non-inferior; fcn: inconclusive"},
+        ),
+        (
+            {"rank_biserial": math.nan, "margin": 0.02, "verdict_a": "", "verdict_b": ""},
+            {"effect": "–", "margin": "0.020", "verdict": "unet: no interval; fcn: no interval"},
+        ),
+        ({"rank_biserial": -1.0, "margin": math.nan, "verdict_a": ""}, {"effect": "−1.00", "margin": "", "verdict": ""}),
+        ({"mixed_difference": 0.01, "mixed_low": -0.02, "mixed_high": 0.04}, {"mixed": "+0.010 [−0.020 to +0.040]"}),
+        ({"mixed_difference": math.nan, "mixed_low": math.nan, "mixed_high": math.nan}, {"mixed": ""}),
+        ({"n_missing": 2, "n_undefined": 1}, {"n": "8 [2 missing, 1 undefined]"}),
+        ({}, {"n": "8", "effect": "–", "mixed": "", "margin": "", "verdict": ""}),  # a table that an earlier version wrote
     ],
 )
-def test_the_comparison_tells_effects_and_verdicts(more, effect, verdict):
+def test_the_comparison_tells_effects_mixed_models_and_verdicts(more, shown):
     row = {"structure": "a", "metric": "dice", "model_a": "unet", "model_b": "fcn", "n": 8, "n_missing": 0, "n_undefined": 0}
     row |= {"mean_difference": 0.01, "ci_low": -0.01, "ci_high": 0.02, "wins": 5, "ties": 0, "losses": 3, "p_holm": 0.5}
     ((_, (found,)),) = tables.comparison_groups(report(comparison_summary=pd.DataFrame([row | more])))
-    assert (found.effect, found.verdict) == (effect, verdict)
+    assert {name: getattr(found, name) for name in shown} == shown
+
+
+def test_the_comparison_leaves_out_columns_that_say_nothing_and_says_why_there_is_no_mixed_model():
+    row = {"structure": "a", "metric": "dice", "model_a": "unet", "model_b": "fcn", "n": 8, "n_missing": 0, "n_undefined": 0}
+    row |= {"mean_difference": 0.01, "ci_low": -0.01, "ci_high": 0.02, "wins": 5, "ties": 0, "losses": 3, "p_holm": 0.5}
+    row |= {"rank_biserial": math.nan, "mixed_note": "fewer than 6 patients or units"}
+    other = {"model_b": "dpt", "margin": 0.1, "verdict_a": "superior", "verdict_b": "inferior"}
+    one, two = (report(comparison_summary=pd.DataFrame(rows)) for rows in ([row], [row, row | other]))
+    assert [c.field for c in tables.comparison_columns(one)] == ["difference", "wins", "n", "p"]
+    assert [c.field for c in tables.comparison_columns(two)] == ["pair", "difference", "wins", "n", "p", "margin", "verdict"]
+    assert tables.comparison_columns(one)[0].header == "Mean [95 % interval]"
+    first, second = tables.comparison_notes(one)
+    assert first == "Differences are unet − fcn." and second == "No mixed model in 1 row: fewer than 6 patients or units."
+    assert tables.comparison_notes(two)[0] == "No mixed model in 2 rows: fewer than 6 patients or units."
 
 
 def test_what_was_measured_with_a_reservation_is_told():
@@ -304,6 +332,10 @@ def test_commits():
     assert commit_text("0123+") == "0123 (with uncommitted changes)" and commit_text(None) == "–"
 
 
+def gains(data):
+    return next((t for t in statistics_tables(data, ["dice"]) if t.name == "gains_of_defined"), None)
+
+
 def test_models_whose_cases_fared_alike_share_a_branch_of_the_flow():
     lost = model("c", per_case=rows("ok", "prediction_missing"))
     data = report(model("a", per_case=rows("ok", "ok")), model("b", per_case=rows("ok", "ok")), lost)
@@ -332,15 +364,35 @@ def test_several_patients_cases_are_counted_apart_in_the_abstract():
 
 @pytest.mark.parametrize(("metric", "worst", "defined", "gain"), [("dice", 0.7, 0.9, "0.200"), ("hd95_mm", 9.0, 2.0, "7.00")])
 def test_where_leaving_out_flatters_is_said_with_the_amount_and_the_cases(metric, worst, defined, gain):
-    both = [summary(metric=metric, mean=worst), summary(metric=metric, convention="defined", mean=defined, n=6, n_undefined=2)]
-    (found,) = tables.flattered(report(model(summary=pd.concat(both))))
-    assert (found.gain, found.n) == (gain, "2")
+    # Of three undefined figures one is of a structure in neither mask, which counts as perfect.
+    left_out = {"convention": "defined", "n": 5, "n_undefined": 3, "n_filled": 2}
+    both = [summary(metric=metric, mean=worst, n_filled=2), summary(metric=metric, mean=defined, **left_out)]
+    (found,) = gains(report(model(summary=pd.concat(both)))).rows
+    assert found[:3] == ["a", describe(metric).label, "unet"] and found[5:] == [gain, "2 of 8"]
 
 
-def test_nothing_flatters_where_the_conventions_agree_or_defined_is_the_worse():
-    for mean in (0.9, 0.8):
-        both = pd.concat([summary(), summary(convention="defined", mean=mean)])
-        assert tables.flattered(report(model(summary=both))) == []
+def test_nothing_flatters_where_the_conventions_agree_as_printed_or_defined_is_the_worse():
+    for mean in (0.9, 0.8, 0.90001):
+        both = pd.concat([summary(n_filled=0), summary(convention="defined", mean=mean, n_filled=0)])
+        assert gains(report(model(summary=both))) is None
+
+
+def test_masks_without_a_reference_are_told_and_stand_in_the_flow():
+    lost = [("c0", "prediction"), *((f"x{i}", "reference") for i in range(7))]
+    unmatched = pd.DataFrame([{"case_id": c, "missing": m, "file": f"{c}.nii"} for c, m in lost])
+    one = unmatched[:2]
+    data = report(model("a", unmatched=unmatched), model("b", unmatched=unmatched), model("c", unmatched=one), model("d"))
+    assert cases.not_measured(data) == [
+        "7 masks each of a and b have no reference and were not evaluated: "
+        "x0, x1, x2, x3, x4 and 2 more, all in tables/unmatched.csv.",
+        "1 mask of c has no reference and was not evaluated: x0.",
+    ]
+    flow = cases.case_flow(data)
+    assert [(b.text, b.n, b.left) for b in flow.trunk] == [
+        ("Cases found", 15, ()),
+        ("Cases given", 8, ("7 without a reference",)),
+    ]
+    assert cases.not_measured(report()) == [] and len(cases.case_flow(report()).trunk) == 1
 
 
 def test_counts_of_empty_masks_are_shown_where_the_summary_has_them():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medseg.inference.components import TOUCHING, Components, boxes_of, mask_of
+from medseg.core.components import TOUCHING, Components, boxes_of, mask_of
 
 
 @pytest.mark.parametrize("density", [0.02, 0.08, 0.2, 0.6])

@@ -1,0 +1,131 @@
+"""The masks of a case as one label map in the values of a scheme, whichever way its tool writes structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medseg.core.errors import LabelError
+from medseg.core.labels import LabelScheme, Structure
+from medseg.core.volume import LabelMap
+from medseg.io.formats import read_labels, read_named_masks
+from medseg.io.named_masks import NamedMasks
+
+FEW = 8
+Spacing = tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """A name to paint: with which value, and over which (0: the background)."""
+
+    name: str
+    value: int
+    over: int = 0
+
+
+def read_masks(source: Path, scheme: LabelScheme, prediction: bool = False, spacing_mm: Spacing = None) -> tuple[LabelMap, bool]:
+    """A label map that `scheme.encode` understands.
+
+    Masks that stand by name (see `read_named_masks`) are painted with the values of the scheme's structures, or regions, of the
+    same name; capitals and the kind of gap between words do not matter, and names that the scheme does not have are left out.
+    A structure without a mask is absent only where one file names nothing else: there it was written whole, and no other name
+    can be meant.
+
+    Returns: the map, and whether it may be cut to its structures, so that all voxels outside of it are background.
+    Raises: CaseError as `read_labels`; LabelError where a structure has no mask, or masks share voxels that only one can have.
+    """
+    named = read_named_masks(source, spacing_mm)
+    if named is None:
+        return read_labels(source, spacing_mm=spacing_mm), False
+    names = _by_plain_name(named, source)
+    strokes = _strokes(scheme, set(names), prediction)
+    _absent(strokes, names, named, source)
+    array = np.zeros(named.grid.shape, np.uint16)
+    painted: dict[int, str] = {}
+    for stroke in strokes:
+        if (name := names.get(plain(stroke.name))) is not None:
+            _paint(array, named, name, stroke, painted, source)
+    return LabelMap(array, named.grid), named.one_file
+
+
+def note_absent(source: Path, scheme: LabelScheme, prediction: bool = False) -> str:
+    """Which structures count as absent in a source that tells them by name, in words; empty where none does."""
+    if (named := read_named_masks(source)) is None:
+        return ""
+    names = _by_plain_name(named, source)
+    absent = _absent(_strokes(scheme, set(names), prediction), names, named, source)
+    return f"{source.name} has no segment of {_some(absent)}: taken as absent" if absent else ""
+
+
+def plain(name: str) -> str:
+    """A name without what tools write differently: capitals, and blanks, hyphens or underscores between words."""
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def _by_plain_name(named: NamedMasks, source: Path) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for name in named.names:
+        if (first := names.setdefault(plain(name), name)) != name:
+            raise LabelError(f"{source}: the names `{first}` and `{name}` cannot be told apart; rename one.")
+    return names
+
+
+def _strokes(scheme: LabelScheme, names: set[str], prediction: bool) -> list[Stroke]:
+    """What to paint, in order: the structures, or the regions from the largest to the smallest where those are what is named."""
+    value_of = {s.name: _value(s, prediction) for s in scheme.structures}
+    if not any(plain(r.name) in names for r in scheme.regions if r.name not in value_of):
+        return [Stroke(name, value) for name, value in value_of.items()]
+    values = list(value_of.values())
+    strokes: list[Stroke] = []
+    order = [(scheme.regions[region], values[index - 1]) for region, index in scheme.painting]
+    for place, (region, value) in enumerate(order):
+        around = [v for larger, v in order[:place] if set(region.structures) < set(larger.structures)]
+        strokes.append(Stroke(region.name, value, around[-1] if around else 0))
+    if len({stroke.value for stroke in strokes}) < len(strokes):
+        raise LabelError("two regions of the label scheme are written as one structure, so masks of them cannot be told apart.")
+    return strokes
+
+
+def _value(structure: Structure, prediction: bool) -> int:
+    values = structure.prediction_values if prediction else structure.values
+    return values[0] if isinstance(values, list) and values else structure.id
+
+
+def _absent(strokes: Sequence[Stroke], names: dict[str, str], named: NamedMasks, source: Path) -> list[str]:
+    """The names that have no mask because there is nothing to mark. Raises: LabelError where that is not certain."""
+    wanted = {plain(stroke.name): stroke.name for stroke in strokes}
+    missing = [name for key, name in wanted.items() if key not in names]
+    others = [name for key, name in names.items() if key not in wanted]
+    if missing and (others or not named.one_file):
+        what = "segments" if named.one_file else "files"
+        raise LabelError(
+            f"{source} has no mask of {_some(missing)} (its {what}: {_some(list(names.values()))}); give it one, empty where the "
+            "structure is absent, or give --labels with the structures to evaluate, named as there."
+        )
+    return missing
+
+
+def _paint(
+    array: npt.NDArray[np.uint16], named: NamedMasks, name: str, stroke: Stroke, painted: dict[int, str], source: Path
+) -> None:
+    mask = named.mask(name)
+    under = array[mask]
+    wrong = under[under != stroke.over]
+    if len(wrong):
+        other = painted.get(int(wrong[0]), "")
+        how = f"shares voxels with `{other}`" if other else "leaves the region that it is part of"
+        raise LabelError(
+            f"{source}: `{name}` {how} ({len(wrong)} voxels), and a voxel can be in one only of the structures that are measured "
+            "together; evaluate them apart, with --labels that name one of them."
+        )
+    array[mask] = stroke.value
+    painted[stroke.value] = name
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
