@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import yaml
 
 from medseg.core.config import load_yaml, override
 from medseg.core.errors import ConfigError, MedsegError, OutputError
-from medseg.core.files import atomic_path, file_sha256, json_sha256, remove
+from medseg.core.files import atomic_path, json_sha256, remove
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
+from medseg.core.wording import one_line
 from medseg.evaluation.compare import Comparison, compare_evaluations, holm
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.console import interval_text, text_table
@@ -29,7 +30,7 @@ from medseg.reporting.collect import ModelResults, ReportData, collect_run
 from medseg.reporting.config import ReportConfig
 from medseg.reporting.html import write_report
 from pipelines.config import RunConfig
-from pipelines.report import READ, facts_of
+from pipelines.report import facts_of, files_read
 from pipelines.run import run as run_all
 
 LONGEST_NAME = 80
@@ -80,7 +81,7 @@ def ablate(path: Path, vary: Sequence[str], assignments: Sequence[str] = ()) -> 
             failed[cell.name] = str(error)
         except Exception as error:  # a fault of ours in one cell is no reason to lose the night's others
             say(traceback.format_exc())
-            failed[cell.name] = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+            failed[cell.name] = f"unexpected {type(error).__name__}: {one_line(error)}"
         if cell.name in failed:
             say(f"ablate {cell.name}: {failed[cell.name]}")
     done = [cell for cell in cells if cell.name not in failed]
@@ -185,56 +186,25 @@ def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str], base
         baseline: the cell that the others are held against; there are no differences where it has failed.
     """
     first = cells[0].config
-    without = f"No differences are given, for the first setting, {baseline}, failed." if baseline in failed else ""
-    tables = [p for c in cells for pattern in READ for p in sorted(c.config.output.glob(pattern))]
-    inputs = {
-        "cells": {cell.name: dict(cell.values) for cell in cells},
-        "failed": dict(failed),
-        "files": {str(path.relative_to(folder)): file_sha256(path) for path in tables},
-    }
-    record = StageRecord(folder, inputs)
+    files = {name: sha256 for cell in cells for name, sha256 in files_read(cell.config.output, folder).items()}
+    values = {cell.name: dict(cell.values) for cell in cells}
+    record = StageRecord(folder, {"cells": values, "failed": dict(failed), "files": files})
     if record.unchanged() and all((folder / name).is_file() for name in ("ablate.csv", "report.html")):
         say(f"ablate: unchanged, skipped ({folder / 'report.html'})")
         return
     runs = {cell.name: _collect(cell.config) for cell in cells}
-    several = max(len(run.models) for run in runs.values()) > 1
-
-    def title(cell: str, model: str) -> str:
-        return f"{cell}, {model}" if several else cell
-
-    models = {title(cell, m.name): m for cell, run in runs.items() for m in run.models}
-    places = {title(c.name, m.name): c.config.folder("evaluate", m.name) for c in cells for m in runs[c.name].models}
-    evaluations = {name: load_evaluation(place) for name, place in places.items()}
+    title = _titles(runs)
+    found = [(cell, model, title(cell.name, model.name)) for cell in cells for model in runs[cell.name].models]
+    models = {name: model for _, model, name in found}
+    evaluations = {name: load_evaluation(cell.config.folder("evaluate", model.name)) for cell, model, name in found}
+    without = f"No differences are given, for the first setting, {baseline}, failed." if baseline in failed else ""
     if len({frozenset(e.cases["case_id"]) for e in evaluations.values()}) > 1:
         without = without or "No differences are given, for the settings measure different cases."
     baselines = {} if without else {title(baseline, m.name): m.name for m in runs[baseline].models}
     comparison = compare_with_first(evaluations, baselines, models, first.section("evaluate", EvaluateConfig), first.seed)
-    values = {title(c.name, m.name): c.values for c in cells for m in runs[c.name].models}
-    table = ablation_table(models, values, comparison)
+    table = ablation_table(models, {name: cell.values for cell, _, name in found}, comparison)
     write_table(folder / "ablate.csv", table)
-    records = {
-        (stage, title(cell, model) if model else ""): record
-        for cell, run in reversed(runs.items())  # what has no model, such as `prepare`, is the first cell's
-        for (stage, model), record in run.records.items()
-    }
-    manifest = first.manifest()
-    facts = runs[cells[0].name].facts
-    note = f"{facts.note} {without}".strip()
-    data = ReportData(
-        name=f"{first.name}: {len(cells)} settings",
-        facts=replace(facts, design=facts_of(first, manifest).design, note=note),
-        models=tuple(replace(model, name=name) for name, model in models.items()),
-        cases=manifest.cases,
-        channels=manifest.channels,
-        labels=first.labels,
-        checks=runs[cells[0].name].checks,
-        comparison_summary=comparison,
-        absent=tuple(failed),
-        plan=runs[cells[0].name].plan,
-        records=records,
-        config_text=runs[cells[0].name].config_text,
-        commands=tuple(f"medseg run {cell.config.folder('config.yaml')}" for cell in cells),
-    )
+    data = _joined(cells, runs, comparison, tuple(failed), without)
     path = write_report(data, folder, ReportConfig(gallery_cases=0))
     record.write("ablate", first.seed, {"cells": len(cells), "failed": len(failed)})
     say(_shown(table))
@@ -243,6 +213,39 @@ def _report(folder: Path, cells: Sequence[Cell], failed: Mapping[str, str], base
     say(f"ablate: {folder / 'ablate.csv'} and {path}")
     for name in failed:
         say(f"ablate: {name} is not in the report")
+
+
+def _titles(runs: Mapping[str, ReportData]) -> Callable[[str, str], str]:
+    """What a cell's model is called in the report: after the cell, and after the model too where there are several."""
+    several = max(len(run.models) for run in runs.values()) > 1
+    return lambda cell, model: f"{cell}, {model}" if several else cell
+
+
+def _joined(
+    cells: Sequence[Cell],
+    runs: dict[str, ReportData],
+    comparison: pd.DataFrame | None,
+    failed: tuple[str, ...],
+    without: str,
+) -> ReportData:
+    """The runs of all cells as one report, with what the first says of the data."""
+    config, run, title = cells[0].config, runs[cells[0].name], _titles(runs)
+    records = {
+        (stage, title(cell, model) if model else ""): record
+        for cell, of_cell in reversed(runs.items())  # what has no model, such as `prepare`, is the first cell's
+        for (stage, model), record in of_cell.records.items()
+    }
+    return replace(
+        run,
+        name=f"{config.name}: {len(cells)} settings",
+        facts=replace(run.facts, note=f"{run.facts.note} {without}".strip()),
+        models=tuple(replace(m, name=title(cell, m.name)) for cell, of_cell in runs.items() for m in of_cell.models),
+        comparison_summary=comparison,
+        ranking=None,
+        absent=failed,
+        records=records,
+        commands=tuple(f"medseg run {cell.config.folder('config.yaml')}" for cell in cells),
+    )
 
 
 def _collect(config: RunConfig) -> ReportData:

@@ -10,6 +10,7 @@ import pandas as pd
 from medseg.core.errors import ConfigError, StageError
 from medseg.core.progress import say
 from medseg.evaluation.console import text_table
+from medseg.evaluation.intervals import CONFIDENCE
 from medseg.evaluation.sample_size import cases_for_width, cases_needed_from_pilot
 from medseg.evaluation.table import Evaluation, load_evaluation, write_table
 
@@ -22,7 +23,7 @@ def cases_needed(
     width: float,
     sd: float | None = None,
     metric: str = "dice",
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     output: Path | None = None,
 ) -> int:
     """Print the numbers, from an evaluation's own spread or from a given one.

@@ -26,6 +26,10 @@ Config = Annotated[Path, typer.Argument(help="A configuration file, such as conf
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting: key.path=value. May be repeated.", metavar="KEY=VALUE")
 ]
+Margin = Annotated[
+    list[str] | None,
+    typer.Option("--margin", help="How much worse is still not inferior. May be repeated.", metavar="METRIC=VALUE"),
+]
 Redo = Annotated[bool, typer.Option("--redo", help="Do it again although nothing changed.")]
 Output = Annotated[Path | None, typer.Option("--output", help="Folder to write to.", show_default=False)]
 
@@ -114,9 +118,9 @@ def evaluate(
         if any((*folders, labels, cases)):
             raise ConfigError("give a configuration or the folders --predictions, --references and --output, not both.")
         _stage("evaluate", config, stated, redo)
-    if predictions is None or references is None or output is None:
+    if not all(folders):
         raise ConfigError("give a configuration, or all of --predictions, --references and --output.")
-    raise typer.Exit(_call("evaluate", "evaluate_folders", predictions, references, output, labels, cases, stated, redo=redo))
+    raise typer.Exit(_call("evaluate_folders", "evaluate_folders", *folders, labels, cases, stated, redo=redo))
 
 
 @app.command()
@@ -132,22 +136,26 @@ def report(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images, for pictures of evaluated folders.", show_default=False)
     ] = None,
+    margin: Margin = None,
     assignments: Set = None,
     redo: Redo = False,
 ) -> None:
     """Write the HTML report of a run, or of finished evaluations."""
     from medseg.core.errors import ConfigError
+    from pipelines.compare import parse_margins
 
     if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
         if output:
             raise ConfigError("--output is for folders of evaluations; the report of a configuration stands in its run folder.")
         if images:
             raise ConfigError("--images is for folders of evaluations; the manifest of a configuration names its images.")
+        if margin:
+            raise ConfigError("--margin is for folders of evaluations; say `evaluate.non_inferiority_margin` in a configuration.")
         stated = [f"report.readers={json.dumps(str(readers))}"] if readers else []
         _stage("report", paths[0], [*(assignments or []), *stated], redo)
     if assignments or redo:
         raise ConfigError("--set and --redo are for a configuration; a report over folders is always made anew.")
-    _call("report", "report_folders", paths, output, readers, images)
+    _call("report", "report_folders", paths, output, readers, images, parse_margins(margin or []))
 
 
 @app.command()
@@ -218,10 +226,7 @@ def ablate(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders holding per_case.csv.", show_default=False)],
-    margin: Annotated[
-        list[str] | None,
-        typer.Option("--margin", help="How much worse is still not inferior. May be repeated.", metavar="METRIC=VALUE"),
-    ] = None,
+    margin: Margin = None,
     output: Output = None,
 ) -> None:
     """Compare models on the same cases, case by case; three and more are ranked."""

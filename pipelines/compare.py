@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from medseg.core.errors import ConfigError, StageError
+from medseg.core.errors import ConfigError
 from medseg.core.progress import say
 from medseg.core.record import StageRecord
-from medseg.evaluation.compare import compare_evaluations
+from medseg.evaluation.compare import compare_evaluations, differing_references
 from medseg.evaluation.config import EvaluateConfig, is_metric
-from medseg.evaluation.table import Evaluation, load_evaluation
+from medseg.evaluation.table import Evaluation, load_evaluation, name_evaluations
 from medseg.metrics.table import METRICS
 from pipelines.evaluate import write_comparison, write_ranking
 
@@ -40,7 +38,7 @@ def compare(runs: Sequence[Path], output: Path | None = None, margins: Mapping[s
     write_ranking(folder, evaluations, settings, seed)
     counts = {name: len(evaluation.cases) for name, evaluation in evaluations.items()}
     record.write("compare", seed, counts, margins=dict(margins or {}))
-    _say_references_that_differ(evaluations)
+    say_references_that_differ(evaluations)
     return int((comparison.summary["n_missing"] > 0).any())
 
 
@@ -64,37 +62,7 @@ def parse_margins(stated: Sequence[str]) -> dict[str, float]:
     return margins
 
 
-def name_evaluations(runs: Sequence[Path]) -> dict[str, Path]:
-    """The evaluation folders of the runs, each under the shortest name that tells it from the others.
-
-    Raises: StageError for a folder that holds no evaluation.
-    """
-    places = list(dict.fromkeys(place for run in runs for place in _evaluations(Path(run))))
-    parts = [[p for p in place.resolve().parts if p != "evaluate"] for place in places]
-    depth = 1
-    while len({tuple(p[-depth:]) for p in parts}) < len(parts) and depth < max(map(len, parts)):
-        depth += 1
-    return {"/".join(p[-depth:]): place for p, place in zip(parts, places, strict=True)}
-
-
-def _evaluations(folder: Path) -> list[Path]:
-    if (folder / "per_case.csv").is_file():
-        return [folder]
-    inside = sorted(path.parent for path in folder.glob("evaluate/*/per_case.csv"))
-    if not inside:
-        raise StageError(f"{folder} holds no finished evaluation; run `medseg evaluate` for it first.")
-    return inside
-
-
-def _say_references_that_differ(evaluations: dict[str, Evaluation]) -> None:
-    """Warn where a case was measured against different references, which a difference of sizes betrays."""
-    sizes = []
-    for evaluation in evaluations.values():
-        for measure in evaluation.measures:
-            if measure.metric == "reference_volume":
-                sizes.append(evaluation.per_case.set_index(["case_id", "structure"])[measure.column])
-    table = pd.concat(sizes, axis=1) if len(sizes) > 1 else pd.DataFrame()
-    differ = table[(table.max(axis=1) - table.min(axis=1)) > 1e-4 * table.max(axis=1)]
-    if len(differ):
-        cases = list(dict.fromkeys(case for case, _ in differ.index))
+def say_references_that_differ(evaluations: Mapping[str, Evaluation]) -> None:
+    """Warn where cases were measured against different references."""
+    if cases := differing_references({name: evaluation.per_case for name, evaluation in evaluations.items()}):
         say(f"warning: {len(cases)} cases were measured against different references (such as {cases[0]}); compare with care")

@@ -12,7 +12,8 @@ from medseg.core.files import file_sha256, held_alone, remove, remove_leftovers,
 from medseg.core.limits import available_cores
 from medseg.core.manifest import Case, Manifest
 from medseg.core.progress import say
-from medseg.core.record import StageRecord, differences, read_record, some_of
+from medseg.core.record import StageRecord, differences, read_record
+from medseg.core.wording import some_of
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import read_bundle
 from medseg.inference.scans import images_sha256

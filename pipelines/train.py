@@ -20,7 +20,8 @@ from medseg.core.errors import StageError
 from medseg.core.files import file_sha256, held_alone, remove, write_json, write_text
 from medseg.core.manifest import Manifest
 from medseg.core.progress import say
-from medseg.core.record import StageRecord, differences, read_record, some_of
+from medseg.core.record import StageRecord, differences, read_record
+from medseg.core.wording import one_line, some_of
 from medseg.data.splits import Fold, fold_of_cases
 from medseg.data.store import PreparedStore
 from medseg.inference.bundle import Bundle, Description, read_bundle, write_bundle
@@ -309,7 +310,7 @@ def _fingerprint(path: Path, plan: Plan) -> dict[str, Any]:
         fingerprint = Fingerprint.model_validate_json(path.read_text(encoding="utf-8"))
         return fingerprint_ranges(fingerprint) | {"air_below": air_below(fingerprint, plan.preprocessing)}
     except (OSError, ValueError) as error:
-        raise StageError(f"{path} is missing or damaged ({' '.join(str(error).split())}); run `medseg prepare` again.") from None
+        raise StageError(f"{path} is missing or damaged ({one_line(error)}); run `medseg prepare` again.") from None
 
 
 def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) -> None:
@@ -324,7 +325,10 @@ def _finish(config: RunConfig, job: Job, record: StageRecord, trained: Trained) 
     best = dict(trained.best)
     best["structures"] = {k: None if math.isnan(v) else round(v, 4) for k, v in best["structures"].items()}
     seconds = round(trained.seconds, 1)
-    record.write("train", config.seed, counts, model=job.name, best=best, finish=finish.figures, training_seconds=seconds)
+    rules = finish.postprocessing.model_dump(mode="json")["rules"] if finish.postprocessing else {}
+    chosen = {"temperature": round(finish.temperature, 4), "postprocessing": rules}
+    facts = {"best": best, "finish": finish.figures, "chosen": chosen, "training_seconds": seconds}
+    record.write("train", config.seed, counts, model=job.name, **facts)
     where = f"epoch {best['epoch']} of {trained.schedule.epochs}"
     say(f"train {job.name}: best validation Dice {best['dice']:.3f} ({where}) in {trained.seconds:.0f} s")
 
@@ -334,7 +338,7 @@ def _precision_figures(job: Job, bundle: Bundle) -> dict[str, Any] | None:
     try:
         return measure_precision(bundle, job.store, job.val_ids, choose_device(job.settings.device)[0], cache_folder(job.folder))
     except Exception as error:
-        say(f"train {job.name}: what bfloat16 costs could not be measured ({' '.join(str(error).split())[:200]})")
+        say(f"train {job.name}: what bfloat16 costs could not be measured ({one_line(error, 200)})")
         return None
 
 

@@ -12,7 +12,6 @@ Mask = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int32]
 Box = tuple[slice, ...]
 
-TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a face, an edge or a corner are one component (nnU-Net)
 SLAB_VOXELS = 2**23  # of a slab, whose numbers take four bytes each
 
 
@@ -36,6 +35,11 @@ def box_around(boxes: Iterable[Box | None]) -> Box | None:
     return tuple(slice(min(s.start for s in side), max(s.stop for s in side)) for side in sides) or None
 
 
+def box_of(mask: Mask) -> Box | None:
+    """The box around a mask of any dimension, or None where it is empty."""
+    return box_around(boxes_of(mask.view(np.uint8), 1))
+
+
 def mask_of(classes: npt.NDArray[np.uint8], members: Sequence[int], boxes: list[Box | None]) -> tuple[Box, Mask]:
     """The voxels of a structure, or of a region that has several classes, and the box that holds them all.
 
@@ -47,6 +51,20 @@ def mask_of(classes: npt.NDArray[np.uint8], members: Sequence[int], boxes: list[
     if box is None:
         return (slice(0, 0),) * 3, np.zeros((0, 0, 0), bool)
     return box, classes[box] == members[0] if len(members) == 1 else np.isin(classes[box], members)
+
+
+def number_components(mask: Mask) -> tuple[Numbers, int]:
+    """The connected components of a mask, numbered from 1 in the order of their first voxels; 0 is background.
+
+    Args:
+        mask: (X, Y) or (X, Y, Z) bool; voxels that share a face, an edge or a corner are one component (8 or 26 neighbours), as
+            in nnU-Net.
+    Returns: int32 of the same shape, and how many components there are.
+    """
+    from scipy import ndimage
+
+    found: tuple[Numbers, int] = ndimage.label(mask, np.ones((3,) * mask.ndim, bool))
+    return found
 
 
 class Components:
@@ -70,7 +88,7 @@ class Components:
         voxels, pairs, first = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int32)], 0
         below: Numbers | None = None  # the last plane of the slab before
         for slab in self._slabs:
-            numbers, count = _label(mask[slab])
+            numbers, count = number_components(mask[slab])
             voxels.append(np.bincount(numbers.ravel(), minlength=count + 1)[1:])
             if len(self._slabs) == 1:
                 self._only = numbers
@@ -91,7 +109,7 @@ class Components:
             yield self._slabs[0], self._only
             return
         for slab, first in zip(self._slabs, self._firsts, strict=True):
-            numbers, count = _label(self.mask[slab])
+            numbers, count = number_components(self.mask[slab])
             yield slab, np.concatenate([[0], self._joined[first : first + count] + 1]).astype(np.int32)[numbers]
 
     def numbers(self) -> Numbers:
@@ -100,13 +118,6 @@ class Components:
         for slab, numbers in self.slabs():
             result[slab] = numbers
         return result
-
-
-def _label(mask: Mask) -> tuple[Numbers, int]:
-    from scipy import ndimage
-
-    found: tuple[Numbers, int] = ndimage.label(mask, TOUCHING)
-    return found
 
 
 def _touching(one: Numbers, other: Numbers) -> npt.NDArray[np.int64]:

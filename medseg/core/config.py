@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medseg.core.errors import ConfigError
+from medseg.core.wording import one_line
 
 
 class Section(BaseModel):
@@ -40,7 +41,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; give the path of a configuration file.") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{path} is not a readable YAML file: {one_line(error)}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no settings; it should be a YAML mapping of sections.")
     bases = content.pop("base", None) or []

@@ -14,9 +14,11 @@ from pydantic import Field, model_validator
 
 from medseg.core.config import Section, load_yaml, parse
 from medseg.core.errors import ConfigError, LabelError
+from medseg.core.wording import one_line, some_of
 
 IGNORE = 255  # class index of voxels that neither training nor evaluation looks at
 MOST_STRUCTURES = 254
+MOST_VALUES = 8  # named in an error
 
 
 class Structure(Section):
@@ -230,7 +232,9 @@ class LabelScheme(Section):
                 if prediction  # not in `ignore_values`: what references hold there would be left out with them
                 else "add them to `structures`, `background_values` or `ignore_values`"
             )
-            raise LabelError(f"{where}: label values {_some(unknown)} are not in the label scheme (known: {known}); {mend}.")
+            raise LabelError(
+                f"{where}: label values {some_of(unknown, MOST_VALUES)} are not in the label scheme (known: {known}); {mend}."
+            )
         classes = np.array([table.get(int(v), other) for v in present], dtype=np.uint8)
         return classes[np.searchsorted(present, values)]
 
@@ -287,7 +291,7 @@ def load_label_scheme(path: Path) -> LabelScheme:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a readable JSON file ({' '.join(str(error).split())}); correct it.") from None
+        raise ConfigError(f"{path} is not a readable JSON file ({one_line(error)}); correct it.") from None
     if not isinstance(content, dict) or not isinstance(labels := content.get("labels"), dict):
         raise ConfigError(f"{path} has no `labels`; give nnU-Net's dataset.json or a labels.yaml.")
     return parse(LabelScheme, _of_dataset(labels, content.get("regions_class_order"), path), str(path))
@@ -332,7 +336,3 @@ def _check_objects(structure: Structure) -> None:
         )
     if any(isinstance(numbers, list) and len(numbers) > 1 and 0 in numbers for numbers in (values, found)):
         raise ValueError(f"the objects of `{structure.name}` are numbered, and 0 is no number of an object; leave it out")
-
-
-def _some(values: list[int], most: int = 8) -> str:
-    return ", ".join(str(v) for v in values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from medseg.core.errors import ManifestError
+from medseg.core.wording import one_line
 
 Split = Literal["train", "val", "test", ""]
 OWN_COLUMNS = {"case_id", "image", "label", "split", "patient_id"}
@@ -95,7 +96,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist; make it with `medseg manifest IMAGES LABELS`.") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise ManifestError(f"{path} is not a readable CSV table ({' '.join(str(error).split())}); correct it.") from None
+        raise ManifestError(f"{path} is not a readable CSV table ({one_line(error)}); correct it.") from None
     if rows.empty:
         raise ManifestError(f"{path} has no rows; write the names of its columns and one row for each case.")
     names = [str(name).strip().removeprefix("\ufeff") for name in rows.iloc[0]]

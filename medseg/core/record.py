@@ -18,7 +18,7 @@ import medseg
 from medseg.core.errors import StageError
 from medseg.core.files import file_sha256, json_sha256, write_json
 
-PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-image", "pandas")
+PACKAGES = ("torch", "monai", "openvino", "numpy", "scipy", "nibabel", "SimpleITK", "scikit-image", "pandas")
 
 
 class StageRecord:
@@ -102,11 +102,6 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
         keys = [*before, *(key for key in after if key not in before)]
         return [d for key in keys for d in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)]
     return [] if before == after else [path]
-
-
-def some_of(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def versions() -> dict[str, str]:

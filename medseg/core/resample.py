@@ -90,8 +90,8 @@ def _along_axis(array: Array, position: Array, axis: int, order: int, room: Arra
     """
     size = array.shape[axis]
     if order == 0 or size == 1:
-        # Half-way positions round up, the same on every platform.
-        index = np.clip(np.floor(position + 0.5 + 1e-9).astype(int), 0, size - 1)
+        # Half-way positions round up, on every platform and whatever the last digits of a header's float32 are.
+        index = np.clip(np.floor(position + 0.5 + INTEGER_TOLERANCE).astype(int), 0, size - 1)
         return array[(slice(None),) * axis + (_as_slice(index),)]
     index, weights = _taps(position, size, order)
     result_shape = (*array.shape[:axis], len(position), *array.shape[axis + 1 :])

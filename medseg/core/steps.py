@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from medseg.core.claims import Claims
 from medseg.core.errors import CaseError, MedsegError
+from medseg.core.wording import one_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -119,7 +120,7 @@ class Underway(Generic[Item]):
             reason = "there was not enough memory for it; free some, use fewer workers, or crop it"
             trace = traceback.format_exc()
         except Exception as error:
-            reason, trace = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc()
+            reason, trace = f"unexpected {type(error).__name__}: {one_line(error)}", traceback.format_exc()
         name = getattr(step, "__name__", f"step {len(self.parts) + 1}")
         self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
         return self.end(reason, trace) if reason or isinstance(self.value, Already) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ import pandas as pd
 
 from medseg.core.errors import ManifestError
 from medseg.core.files import files_below
-from medseg.io.formats import MASK_SUFFIX, SCAN_SUFFIXES, case_name, is_scan
-
-CHANNEL_SUFFIX = re.compile(r"_(\d{4})$")  # nnU-Net: p01_0000.nii.gz, p01_0001.nii.gz
+from medseg.io.file_names import CHANNEL_SUFFIX, MASK_SUFFIX
+from medseg.io.formats import SCAN_SUFFIXES, case_name, is_scan
 
 
 @dataclass(frozen=True)

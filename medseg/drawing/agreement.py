@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from medseg.drawing.style import INK, MUTED, quiet, structure_colour, styled
 
 PANELS_PER_ROW = 3
-WIDTH = {1: 4.2, 2: 7.4, 3: 8.25}  # inches, by columns
+WIDTH = {1: 4.6, 2: 8.0, 3: 8.25}  # inches, by columns
 MOST_VECTOR_DOTS = 1500
 LABEL_HEIGHT = 0.08  # of a panel; the labels of lines that lie closer are moved apart
+LONG_NUMBER = 10_000  # from here on thousands are set apart
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,14 @@ def _draw(axes: Axes, panel: Agreement, as_picture: bool, label: float) -> None:
             axes.axhspan(*interval, color=MUTED, alpha=0.14, linewidth=0, zorder=0)
         axes.axhline(value, color=INK, linewidth=1.2, linestyle=dash, zorder=3)
         text = _signed(value, panel.upper - panel.lower)
-        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-1, 2)}
-        axes.annotate(text, (1, height), ha="right", va="bottom", fontsize=7.5, color=INK, **place)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (3, 0)}
+        axes.annotate(text, (1, height), ha="left", va="center", fontsize=7.5, color=INK, annotation_clip=False, **place)
     axes.set_title(panel.title if len(panel.title) <= 34 else f"{panel.title[:33]}…", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.margins(x=0.08)
+    for axis, values in ((axes.xaxis, panel.mean), (axes.yaxis, axes.get_ylim())):
+        if np.abs(values).max(initial=0) >= LONG_NUMBER:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _apart(f"{value:,.0f}")))
 
 
 def _limits(panels: Sequence[Agreement]) -> tuple[float, float]:
@@ -105,4 +109,8 @@ def _signed(value: float, spread: float) -> str:
     """A line's height with the digits that the distance between the limits bears."""
     known = np.isfinite(spread) and spread > 0
     decimals = int(np.clip(2 - np.floor(np.log10(spread)), 0, 4)) if known else 2
-    return f"{value:+.{decimals}f}".replace("-", "−")
+    return _apart(f"{value:+{',' if abs(value) >= LONG_NUMBER else ''}.{decimals}f}")
+
+
+def _apart(number: str) -> str:
+    return number.replace(",", "\u202f").replace("-", "−")

@@ -80,7 +80,8 @@ def _draw_dice(axes: Axes, log: pd.DataFrame) -> None:
         best = int(measured.to_numpy().argmax())
         x, y = float(_epochs(log)[measured.index].iloc[best]), float(measured.iloc[best])
         axes.plot(x, y, "o", color=INK, markersize=5)
-        axes.annotate(f"best {y:.3f}", (x, y), xytext=(0, 6), textcoords="offset points", ha="right", fontsize=8, color=INK)
+        # Over the axes, where no curve runs through it.
+        axes.set_title(f"best {y:.3f} in epoch {x:g}", loc="right", fontsize=8, fontweight="normal", color=INK, pad=3)
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if 1 < len(axes.get_legend_handles_labels()[0]) <= 9:

@@ -36,9 +36,13 @@ class Diagram:
     error: float
 
 
-def reliability_figure(panels: Sequence[Diagram]) -> Figure:
-    """Diagrams side by side; on the diagonal a probability is what it says, below it is too sure of the structure."""
-    columns = min(PANELS_PER_ROW, len(panels))
+def reliability_figure(panels: Sequence[Diagram], models: int = 1) -> Figure:
+    """Diagrams side by side; on the diagonal a probability is what it says, below it is too sure of the structure.
+
+    Args:
+        models: panels of each structure; two or three stand in one row.
+    """
+    columns = min(models if models in (2, 3) else PANELS_PER_ROW, len(panels))
     rows = -(-len(panels) // columns)
     with styled():
         figure = Figure(figsize=(SIDE * columns + 0.4, (SIDE + 0.3) * rows), layout="constrained")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from medseg.evaluation.intervals import FEWEST_UNITS
+from medseg.evaluation.intervals import CONFIDENCE, FEWEST_UNITS
 from medseg.evaluation.summary import under_worst, units_of
 from medseg.evaluation.table import Evaluation
 
@@ -113,7 +113,7 @@ def unit_means(values: npt.ArrayLike, units: Sequence[str]) -> Array:
 
 
 def volume_agreement(
-    reference: npt.ArrayLike, predicted: npt.ArrayLike, units: Sequence[str], confidence: float = 0.95
+    reference: npt.ArrayLike, predicted: npt.ArrayLike, units: Sequence[str], confidence: float = CONFIDENCE
 ) -> VolumeAgreement:
     """Every statistic of this module over units.
 
@@ -134,7 +134,7 @@ def volume_agreement(
     )
 
 
-def agreement_table(evaluation: Evaluation, confidence: float = 0.95) -> pd.DataFrame:
+def agreement_table(evaluation: Evaluation, confidence: float = CONFIDENCE) -> pd.DataFrame:
     """agreement.csv: the agreement of reference and predicted sizes, a row a structure and statistic.
 
     Under the convention `worst`: a missing prediction counts as size 0, as does a structure that was missed; a structure that is
@@ -175,7 +175,7 @@ def _statistics(found: VolumeAgreement) -> dict[str, tuple[Estimate, bool]]:
 def bland_altman(
     reference: npt.ArrayLike,
     predicted: npt.ArrayLike,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     share: float = 0.95,
     interval: LimitsInterval = "exact",
 ) -> BlandAltman:
@@ -232,7 +232,7 @@ def _least_squares_slope(x: Array, y: Array, confidence: float) -> Estimate:
     return _enough(n, slope, slope - half, slope + half)
 
 
-def intraclass_correlation(values: npt.ArrayLike, confidence: float = 0.95) -> IntraclassCorrelation:
+def intraclass_correlation(values: npt.ArrayLike, confidence: float = CONFIDENCE) -> IntraclassCorrelation:
     """ICC(2,1) and ICC(3,1) (Shrout & Fleiss 1979) with the intervals of McGraw & Wong 1996, from a two-way table.
 
     Args:
@@ -288,7 +288,7 @@ def _icc_consistency(n: int, k: int, between: float, error: float, confidence: f
     return _enough(n, *(float((f - 1) / (f + k - 1)) for f in ends))
 
 
-def deming(reference: npt.ArrayLike, predicted: npt.ArrayLike, error_ratio: float = 1.0, confidence: float = 0.95) -> Line:
+def deming(reference: npt.ArrayLike, predicted: npt.ArrayLike, error_ratio: float = 1.0, confidence: float = CONFIDENCE) -> Line:
     """Deming's line, where both measurements err (Linnet 1990), with jackknife intervals (Linnet 1993).
 
     Args:
@@ -322,7 +322,7 @@ def _deming_slope(moments: Array, ratio: float) -> Array:
     return np.where(np.abs(xy) <= 1e-14 * np.sqrt(np.abs(xx * yy)), NAN, slope)
 
 
-def passing_bablok(reference: npt.ArrayLike, predicted: npt.ArrayLike, confidence: float = 0.95) -> Line:
+def passing_bablok(reference: npt.ArrayLike, predicted: npt.ArrayLike, confidence: float = CONFIDENCE) -> Line:
     """The line through the shifted median of all pairwise slopes, with its intervals (Passing & Bablok 1983).
 
     It needs no ratio of errors and withstands outliers; it supposes that the two rise together.
@@ -360,7 +360,7 @@ def _pairwise_slopes(x: Array, y: Array) -> Array:
     return np.sort(slopes[slopes != -1])
 
 
-def within_subject_cv(reference: npt.ArrayLike, predicted: npt.ArrayLike, confidence: float = 0.95) -> SubjectVariation:
+def within_subject_cv(reference: npt.ArrayLike, predicted: npt.ArrayLike, confidence: float = CONFIDENCE) -> SubjectVariation:
     """Root mean square of each unit's coefficient of variation over its two values (Bland & Altman 1996; Bland 2006).
 
     A bias between the two counts as variation. A unit whose mean is 0 has no coefficient and is left out of `n`. The interval is

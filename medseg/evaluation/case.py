@@ -11,22 +11,25 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from medseg.core.components import number_components
 from medseg.core.errors import CaseError, GridMismatchError, UnreadableError
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
+from medseg.evaluation.layouts import is_empty_folder
 from medseg.evaluation.masks import note_absent, read_masks
 from medseg.evaluation.pairs import Pair, on_grid, place, widen
 from medseg.io.formats import read_grid
 from medseg.io.probabilities import ProbabilityMaps, read_probabilities
 from medseg.metrics.calibration import Reliability, reliability_of
-from medseg.metrics.instances import Numbers, number_components
+from medseg.metrics.instances import Numbers
 from medseg.metrics.measures import Measure
 from medseg.metrics.membranes import CellScores, threshold_scores
 from medseg.metrics.pair import LESION_OVERLAP, Frame, StructurePair, pair_structures
 from medseg.metrics.table import METRICS
 
 Status = Literal["ok", "both_empty", "reference_empty", "prediction_empty", "prediction_missing", "unreadable", "grid_mismatch"]
+UNUSABLE: tuple[Status, ...] = ("prediction_missing", "unreadable", "grid_mismatch")  # nothing to measure, so the worst of all
 Classes = npt.NDArray[np.uint8]
 PairNumbers = tuple[Numbers, Numbers | None]
 
@@ -42,6 +45,7 @@ class Ruler:
         spacing_mm: of files that state none.
         nearest: predictions on other voxels are resampled.
         lesion_overlap: IoU from which on a lesion is found.
+        missing_empty: a structure without a mask of its own, where masks stand by name, is absent.
     """
 
     scheme: LabelScheme
@@ -51,6 +55,7 @@ class Ruler:
     spacing_mm: tuple[float, float, float] | None = None
     nearest: bool = False
     lesion_overlap: float = LESION_OVERLAP
+    missing_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,11 @@ def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
 def _reference(pair: Pair, ruler: Ruler) -> tuple[LabelMap, str]:
     if pair.reference is None:
         raise UnreadableError(f"case {pair.case_id} names no reference; name its label file.")
-    labels, cut = read_masks(pair.reference, ruler.scheme, spacing_mm=ruler.spacing_mm)
+    labels, cut = read_masks(pair.reference, ruler.scheme, spacing_mm=ruler.spacing_mm, missing_empty=ruler.missing_empty)
     labels = _widened(labels, pair, ruler) if cut else labels
     if ruler.frame.planar and not labels.grid.planar:
         raise GridMismatchError(f"{pair.reference} marks one slice of a scan of {labels.grid.shape[2]}; save all slices of it.")
-    return labels, note_absent(pair.reference, ruler.scheme)
+    return labels, note_absent(pair.reference, ruler.scheme, missing_empty=ruler.missing_empty)
 
 
 def _widened(labels: LabelMap, pair: Pair, ruler: Ruler) -> LabelMap:
@@ -124,10 +129,15 @@ def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Read
     """The prediction on the reference's grid, or the status and the reason why there is none."""
     if pair.prediction is None or not pair.prediction.exists():
         return "prediction_missing", pair.reason or f"{pair.prediction} does not exist", None
+    if is_empty_folder(pair.prediction):
+        if not ruler.missing_empty:
+            return "prediction_missing", f"{pair.prediction} is an empty folder", None
+        none = np.zeros(grid.shape, np.uint8)
+        return "ok", f"{pair.prediction} is an empty folder: all structures taken as absent", Read(none, none)
     try:
-        labels, cut = read_masks(pair.prediction, ruler.scheme, True, ruler.spacing_mm)
+        labels, cut = read_masks(pair.prediction, ruler.scheme, True, ruler.spacing_mm, ruler.missing_empty)
         labels, note = on_grid(place(labels, grid) if cut else labels, grid, ruler.nearest)
-        note = "; ".join(filter(None, (note, note_absent(pair.prediction, ruler.scheme, True))))
+        note = "; ".join(filter(None, (note, note_absent(pair.prediction, ruler.scheme, True, ruler.missing_empty))))
         return "ok", note, Read(ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True), labels.array)
     except GridMismatchError as error:
         return "grid_mismatch", str(error), None
@@ -167,7 +177,7 @@ def _several(read: Read, classes: Sequence[int]) -> bool:
 
 
 def _pieces(read: Read, classes: Sequence[int]) -> int:
-    return int(number_components(np.isin(read.classes, classes)).max(initial=0))
+    return number_components(np.isin(read.classes, classes))[1]
 
 
 def evaluate_case(reference: Classes, prediction: Classes | None, grid: Grid, ruler: Ruler) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from medseg.core.errors import ConfigError
+from medseg.evaluation.case import UNUSABLE
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.intervals import mean_intervals
 from medseg.evaluation.paired import judge, mixed_difference, rank_biserial, wilcoxon
@@ -27,7 +28,7 @@ Array = npt.NDArray[np.float64]
 KEYS = ["case_id", "structure"]
 NAMES = ["case_id", "patient_id", "structure", "metric"]
 ABSENT = "absent"
-NO_PREDICTION = ("prediction_missing", "unreadable", "grid_mismatch", ABSENT)
+NO_PREDICTION = (*UNUSABLE, ABSENT)
 SUMMARY_COLUMNS = [
     *("structure", "metric", "unit", "model_a", "model_b", "n", "n_missing", "n_undefined"),
     *("mean_difference", "ci_low", "ci_high", "wins", "ties", "losses", "p_wilcoxon", "p_holm"),
@@ -84,6 +85,25 @@ def compare_evaluations(evaluations: Mapping[str, Evaluation], settings: Evaluat
     columns = {"difference" if len(pairs) == 1 else f"difference_{a}_{b}": long[a] - long[b] for a, b in pairs}
     differences = pd.DataFrame({**long[[*NAMES, *evaluations]], **columns, "note": long["note"]})
     return Comparison(differences, summary, left_out)
+
+
+def differing_references(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Cases that were measured against different references, which a difference of sizes betrays.
+
+    Args:
+        tables: per_case.csv of each evaluation.
+    """
+    sizes = [
+        table.set_index(["case_id", "structure"])[column]
+        for table in tables.values()
+        for column in table
+        if str(column).startswith(("reference_volume", "reference_area"))
+    ]
+    if len(sizes) < 2:
+        return []
+    joined = pd.concat(sizes, axis=1)
+    differ = joined[(joined.max(axis=1) - joined.min(axis=1)) > 1e-4 * joined.max(axis=1)]
+    return list(dict.fromkeys(str(case) for case, _ in differ.index))
 
 
 def in_common(evaluations: Mapping[str, Evaluation]) -> tuple[list[Measure], list[str], list[str]]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from medseg.core.config import Section
 from medseg.core.errors import ConfigError
 from medseg.core.limits import available_cores
+from medseg.evaluation.intervals import CONFIDENCE
 from medseg.metrics.pair import LESION_OVERLAP
 from medseg.metrics.table import METRICS, metric_names
 
@@ -34,6 +35,8 @@ class EvaluateConfig(Section):
             numbers are cut; by default every column. An empty list: none.
         resample: `nearest` lays predictions on other voxels than the reference's onto these by nearest neighbour; by default
             such a case is a row `grid_mismatch`.
+        missing_structures: `empty` takes a structure that has no file in its case's folder (or no segment) for one that is
+            not there, as tools leave it that write a tumour only where they find one; by default such a case is `unreadable`.
         workers: processes; by default one for every eight cases, at most one a core.
     """
 
@@ -41,10 +44,11 @@ class EvaluateConfig(Section):
     surface_tolerance: float | dict[str, float] = 2.0
     lesion_overlap: float = Field(LESION_OVERLAP, gt=0, le=1)
     bootstrap_resamples: int = Field(10_000, ge=100)
-    confidence: float = Field(0.95, gt=0, lt=1)
+    confidence: float = Field(CONFIDENCE, gt=0, lt=1)
     non_inferiority_margin: dict[str, float | dict[str, float]] = Field(default_factory=dict)
     subgroups: list[str] | dict[str, list[float] | None] | None = None
     resample: Literal["none", "nearest"] = "none"
+    missing_structures: Literal["unreadable", "empty"] = "unreadable"
     workers: int | None = Field(None, ge=1)
 
     @field_validator("metrics")

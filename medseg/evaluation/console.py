@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from medseg.core.wording import FEW
 from medseg.evaluation.compare import Comparison
 from medseg.evaluation.summary import gains_of_defined
 from medseg.evaluation.table import Evaluation
 
-FEW = 5  # cases named one by one; the tables have them all
 WIDTH = 160
 MOST_COLUMNS = 6  # that fit beside one another; summary.csv has them all
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 FEWEST_UNITS = 6  # below this many an interval says more about the method than about the patients
+CONFIDENCE = 0.95  # of an interval for which none is stated
 DRAWN_AT_ONCE = 2**22  # unit indices in memory
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medseg.core.errors import ConfigError
-from medseg.io.formats import MASK_SUFFIX, case_name, is_folder_scan, is_mask_object, is_scan
-from medseg.io.probabilities import SUFFIX
+from medseg.io.file_names import bare_name
+from medseg.io.formats import case_name, is_folder_scan, is_mask_object, is_scan
+from medseg.io.probabilities import PROBABILITIES_SUFFIX
 
 Masks = Mapping[str, Path]
 
 STRUCTURES = "segmentations"  # where TotalSegmentator's data set has the structures of a case
 DEEPEST = 3  # folders of folders of cases; links may lead round in circles
-FIRST_CHANNEL = re.compile(r"(?<=.)_0000$")
 
 
 def find_masks(folder: Path, what: str) -> Masks:
@@ -38,6 +37,7 @@ def find_masks(folder: Path, what: str) -> Masks:
 def _in_folders(folder: Path, depth: int = DEEPEST) -> Masks:
     found: list[tuple[str, Path]] = []
     structures: dict[Path, list[Path]] = {}
+    empty: list[Path] = []
     for case in _folders_in(folder):
         inner = case / STRUCTURES if (case / STRUCTURES).is_dir() else case
         files = _masks_in(inner)
@@ -46,13 +46,16 @@ def _in_folders(folder: Path, depth: int = DEEPEST) -> Masks:
             found += [(case.name, path) for path in own]
         elif files:
             structures[inner] = files
+        elif is_empty_folder(inner):
+            empty.append(inner)
         elif depth:
             found += _in_folders(case, depth - 1).items()
+    folders = [*structures, *(empty if structures else ())]  # one without a file is a case too, not one less
     names = [case_name(path) for files in structures.values() for path in files]
     if len(structures) > 1 and len(set(names)) == len(names):
         found += [(_name(path), path) for files in structures.values() for path in files]
     else:
-        found += [(inner.parent.name if inner.name == STRUCTURES else inner.name, inner) for inner in structures]
+        found += [(inner.parent.name if inner.name == STRUCTURES else inner.name, inner) for inner in folders]
     return _unique(found, folder)
 
 
@@ -77,15 +80,23 @@ def _masks_in(folder: Path) -> list[Path]:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        return list(folder.iterdir())
+        found = list(folder.iterdir())
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be read ({error.strerror}); give yourself permission or give another folder."
         ) from None
+    if strange := [path.name for path in found if any(0xD800 <= ord(letter) < 0xE000 for letter in path.name)]:
+        raise ConfigError(f"{folder}: the name {strange[0]!a} is not UTF-8, so no table can hold it; rename it.")
+    return found
 
 
 def _folders_in(folder: Path) -> list[Path]:
     return sorted(p for p in _listed(folder) if p.is_dir() and not p.name.startswith(".") and not is_folder_scan(p))
+
+
+def is_empty_folder(path: Path) -> bool:
+    """True for a folder without a file: of a case in which a tool found no structure, or was interrupted."""
+    return path.is_dir() and not any(not file.name.startswith(".") for file in _listed(path))
 
 
 def _name(path: Path) -> str:
@@ -95,14 +106,7 @@ def _name(path: Path) -> str:
     return path.stem if path.suffix.lower() in (".dcm", ".seg") else path.name
 
 
-def bare_name(name: str) -> str:
-    """A name without the endings that masks get, and without nnU-Net's number of the first channel."""
-    while (shorter := FIRST_CHANNEL.sub("", MASK_SUFFIX.sub("", name))) != name:
-        name = shorter
-    return name
-
-
 def _holds_labels(path: Path) -> bool:
-    if path.is_file():
-        return (is_scan(path) and not path.name.endswith(SUFFIX)) or is_mask_object(path)
-    return is_folder_scan(path) and not path.name.endswith(SUFFIX)
+    if path.is_file() or (path.is_symlink() and not path.exists()):  # a link to what was never brought is a case all the same
+        return (is_scan(path) and not path.name.endswith(PROBABILITIES_SUFFIX)) or is_mask_object(path)
+    return is_folder_scan(path) and not path.name.endswith(PROBABILITIES_SUFFIX)

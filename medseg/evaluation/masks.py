@@ -12,10 +12,11 @@ import numpy.typing as npt
 from medseg.core.errors import LabelError
 from medseg.core.labels import LabelScheme, Structure
 from medseg.core.volume import LabelMap
+from medseg.core.wording import some_of
 from medseg.io.formats import read_labels, read_named_masks
 from medseg.io.named_masks import NamedMasks
 
-FEW = 8
+MOST_NAMES = 8  # told one by one
 Spacing = tuple[float, float, float] | None
 
 
@@ -28,7 +29,9 @@ class Stroke:
     over: int = 0
 
 
-def read_masks(source: Path, scheme: LabelScheme, prediction: bool = False, spacing_mm: Spacing = None) -> tuple[LabelMap, bool]:
+def read_masks(
+    source: Path, scheme: LabelScheme, prediction: bool = False, spacing_mm: Spacing = None, missing_empty: bool = False
+) -> tuple[LabelMap, bool]:
     """A label map that `scheme.encode` understands.
 
     Masks that stand by name (see `read_named_masks`) are painted with the values of the scheme's structures, or regions, of the
@@ -36,6 +39,8 @@ def read_masks(source: Path, scheme: LabelScheme, prediction: bool = False, spac
     A structure without a mask is absent only where one file names nothing else: there it was written whole, and no other name
     can be meant.
 
+    Args:
+        missing_empty: a structure without a mask is absent wherever others have one, as `evaluate.missing_structures` may say.
     Returns: the map, and whether it may be cut to its structures, so that all voxels outside of it are background.
     Raises: CaseError as `read_labels`; LabelError where a structure has no mask, or masks share voxels that only one can have.
     """
@@ -44,7 +49,7 @@ def read_masks(source: Path, scheme: LabelScheme, prediction: bool = False, spac
         return read_labels(source, spacing_mm=spacing_mm), False
     names = _by_plain_name(named, source)
     strokes = _strokes(scheme, set(names), prediction)
-    _absent(strokes, names, named, source)
+    _absent(strokes, names, named, source, missing_empty)
     array = np.zeros(named.grid.shape, np.uint16)
     painted: dict[int, str] = {}
     for stroke in strokes:
@@ -53,13 +58,14 @@ def read_masks(source: Path, scheme: LabelScheme, prediction: bool = False, spac
     return LabelMap(array, named.grid), named.one_file
 
 
-def note_absent(source: Path, scheme: LabelScheme, prediction: bool = False) -> str:
+def note_absent(source: Path, scheme: LabelScheme, prediction: bool = False, missing_empty: bool = False) -> str:
     """Which structures count as absent in a source that tells them by name, in words; empty where none does."""
     if (named := read_named_masks(source)) is None:
         return ""
     names = _by_plain_name(named, source)
-    absent = _absent(_strokes(scheme, set(names), prediction), names, named, source)
-    return f"{source.name} has no segment of {_some(absent)}: taken as absent" if absent else ""
+    absent = _absent(_strokes(scheme, set(names), prediction), names, named, source, missing_empty)
+    what = "segment" if named.one_file else "file"
+    return f"{source.name} has no {what} of {_quoted(absent)}: taken as absent" if absent else ""
 
 
 def plain(name: str) -> str:
@@ -96,16 +102,17 @@ def _value(structure: Structure, prediction: bool) -> int:
     return values[0] if isinstance(values, list) and values else structure.id
 
 
-def _absent(strokes: Sequence[Stroke], names: dict[str, str], named: NamedMasks, source: Path) -> list[str]:
+def _absent(strokes: Sequence[Stroke], names: dict[str, str], named: NamedMasks, source: Path, missing_empty: bool) -> list[str]:
     """The names that have no mask because there is nothing to mark. Raises: LabelError where that is not certain."""
     wanted = {plain(stroke.name): stroke.name for stroke in strokes}
     missing = [name for key, name in wanted.items() if key not in names]
     others = [name for key, name in names.items() if key not in wanted]
-    if missing and (others or not named.one_file):
+    if missing and not missing_empty and (others or not named.one_file):
         what = "segments" if named.one_file else "files"
         raise LabelError(
-            f"{source} has no mask of {_some(missing)} (its {what}: {_some(list(names.values()))}); give it one, empty where the "
-            "structure is absent, or give --labels with the structures to evaluate, named as there."
+            f"{source} has no mask of {_quoted(missing)} (its {what}: {_quoted(list(names.values()))}); give it one, empty "
+            "where the structure is absent (or set `evaluate.missing_structures: empty`, if that is what a missing one means), "
+            "or give --labels with the structures to evaluate, named as there."
         )
     return missing
 
@@ -127,5 +134,5 @@ def _paint(
     painted[stroke.value] = name
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+def _quoted(names: Sequence[str]) -> str:
+    return some_of((f"`{name}`" for name in names), MOST_NAMES)

@@ -13,12 +13,11 @@ from medseg.core.grid import Grid
 from medseg.core.manifest import Case
 from medseg.core.resample import resample
 from medseg.core.volume import LabelMap
-from medseg.evaluation.layouts import Masks, bare_name, find_masks
+from medseg.core.wording import some_of
+from medseg.evaluation.layouts import Masks, find_masks
+from medseg.io.file_names import CELLPOSE, bare_name
 from medseg.io.formats import case_name
-from medseg.io.probabilities import SUFFIX
-
-FEW = 3
-CELLPOSE = "_cp_masks"
+from medseg.io.probabilities import PROBABILITIES_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def pair_cases(cases: Sequence[Case], predictions: dict[str, tuple[Path | None, 
 def _with_probabilities(pair: Pair) -> Pair:
     if pair.prediction is None:
         return pair
-    path = pair.prediction.with_name(case_name(pair.prediction) + SUFFIX)
+    path = pair.prediction.with_name(case_name(pair.prediction) + PROBABILITIES_SUFFIX)
     return replace(pair, probabilities=path) if path.is_file() else pair
 
 
@@ -80,7 +79,7 @@ def pair_folders(predictions: Path, references: Path) -> tuple[list[Pair], list[
     partners = _partners(found, wanted, predictions, references)
     if not partners:
         raise ConfigError(
-            f"no mask of {predictions} is called like one of {references} ({_some(found)} against {_some(wanted)}); give both "
+            f"no mask of {predictions} is called like one of {references} ({_names(found)} against {_names(wanted)}); give both "
             "masks of a case one name with the same capitals; only endings such as _seg, _pred or _cp_masks may differ."
         )
     cases, others, taken = _case_ids(wanted), _case_ids(found), set(partners.values())
@@ -131,9 +130,8 @@ def _differing(prediction: str, reference: str) -> str:
     return "" if prediction == reference else " and ".join(f"`{end}` of the {what}" for end, what in ends if end)
 
 
-def _some(masks: Masks) -> str:
-    names = [path.name if path.is_file() else f"{name}/" for name, path in list(masks.items())[:FEW]]
-    return ", ".join(names) + (", ..." if len(masks) > FEW else "")
+def _names(masks: Masks) -> str:
+    return some_of(path.name if path.is_file() else f"{name}/" for name, path in masks.items())
 
 
 def on_grid(labels: LabelMap, grid: Grid, nearest: bool = False) -> tuple[LabelMap, str]:

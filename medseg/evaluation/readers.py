@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from medseg.core.components import box_around, box_of
 from medseg.core.errors import ConfigError
 from medseg.core.labels import IGNORE, LabelScheme
 from medseg.core.volume import LabelMap
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.intervals import mean_intervals
-from medseg.evaluation.pairs import Pair, on_grid, pair_folders
+from medseg.evaluation.layouts import find_masks
+from medseg.evaluation.masks import read_masks
+from medseg.evaluation.pairs import Pair, on_grid, pair_folders, place, widen
 from medseg.evaluation.summary import under_worst
 from medseg.evaluation.table import Evaluation
 from medseg.metrics.measures import Measure
@@ -121,6 +124,27 @@ def readers_of_cases(pairs: Mapping[Readers, Sequence[Pair]]) -> pd.DataFrame:
     return pd.DataFrame([(case, ";".join(names)) for case, names in sorted(found.items())], columns=["case_id", "readers"])
 
 
+def read_once(folders: Mapping[str, Path], pairs: Mapping[Readers, Sequence[Pair]]) -> list[str]:
+    """The masks that only their own reader has drawn, so that there is nothing to compare, as `reader: case`."""
+    shared = {pair.reference for of_two in pairs.values() for pair in of_two}
+    return [
+        f"{reader}: {name}"
+        for reader, folder in folders.items()
+        for name, path in find_masks(folder, "masks").items()
+        if path not in shared
+    ]
+
+
+def not_compared(evaluations: Mapping[Readers, Evaluation]) -> dict[str, str]:
+    """The cases of which two masks could not be compared, and why: what `reader_bands` leaves out."""
+    return {
+        row["case_id"]: row["reason"]
+        for evaluation in evaluations.values()
+        for row in evaluation.cases.to_dict("records")
+        if row["status"] != "ok"
+    }
+
+
 def scheme_of_readers(scheme: LabelScheme) -> LabelScheme:
     """`scheme` for `evaluate_cases` of readers: what stands as a prediction is a reading too, with the references' values."""
     structures = [s.model_copy(update={"prediction_values": [s.id] if s.values is None else s.values}) for s in scheme.structures]
@@ -131,7 +155,8 @@ def reader_bands(evaluations: Mapping[Readers, Evaluation], settings: EvaluateCo
     """readers.csv: the band of every structure and measure that has a better and a worse.
 
     Under the convention `worst`, as the model's own mean that is compared with it: a structure that one reader did not mark
-    counts as worst, one that neither marked as perfect. A figure that depends on who is the reference, such as precision, is
+    counts as worst, one that neither marked as perfect. Two masks of which one cannot be read, or that lie on different voxels,
+    are no disagreement of readers: undefined. A figure that depends on who is the reference, such as precision, is
     the mean of both orders.
 
     Args:
@@ -142,7 +167,7 @@ def reader_bands(evaluations: Mapping[Readers, Evaluation], settings: EvaluateCo
     """
     if len({evaluation.measures for evaluation in evaluations.values()}) > 1:
         raise ConfigError("not all readers were measured with the same metrics and units; give masks of the same scans.")
-    tables = {readers: under_worst(evaluation) for readers, evaluation in evaluations.items()}
+    tables = {readers: _compared(evaluation) for readers, evaluation in evaluations.items()}
     patients = {
         case: patient or case
         for evaluation in evaluations.values()
@@ -159,6 +184,14 @@ def reader_bands(evaluations: Mapping[Readers, Evaluation], settings: EvaluateCo
                 texts = {"structure": structure, "metric": measure.column, "unit": measure.unit, "n_readers": len(names)}
                 rows.append(texts | vars(band))
     return pd.DataFrame(rows, columns=BAND_COLUMNS)
+
+
+def _compared(evaluation: Evaluation) -> pd.DataFrame:
+    """per_case under `worst`; NaN where the two masks could not be compared."""
+    table = under_worst(evaluation)
+    failed = evaluation.cases.loc[evaluation.cases["status"] != "ok", "case_id"]
+    table.loc[table["case_id"].isin(failed), [measure.column for measure in evaluation.measures]] = np.nan
+    return table
 
 
 def _figures(
@@ -225,14 +258,10 @@ def consensus(readings: Sequence[Classes], n_classes: int, method: Method = "maj
 
 def _marked_box(readings: Sequence[Classes]) -> tuple[slice, ...]:
     """The box around what anyone marked, with a margin; one voxel where nobody marked anything."""
-    marked = np.logical_or.reduce([r != 0 for r in readings])
-    if not marked.any():
-        return tuple(slice(0, 1) for _ in marked.shape)
-    sides = []
-    for axis in range(marked.ndim):
-        (places,) = np.nonzero(marked.any(axis=tuple(a for a in range(marked.ndim) if a != axis)))
-        sides.append(slice(max(0, int(places[0]) - FIELD_MARGIN), int(places[-1]) + 1 + FIELD_MARGIN))
-    return tuple(sides)
+    box = box_around(box_of(r != 0) for r in readings)
+    if box is None:
+        return (slice(0, 1),) * readings[0].ndim
+    return tuple(slice(max(0, side.start - FIELD_MARGIN), side.stop + FIELD_MARGIN) for side in box)
 
 
 def _vote(pieces: Sequence[npt.NDArray[Any]], undecided: int) -> tuple[npt.NDArray[Any], Array]:
@@ -258,10 +287,25 @@ def _staple(pieces: Sequence[npt.NDArray[Any]], n_classes: int, undecided: int) 
     won = sitk.GetArrayFromImage(staple.Execute([sitk.GetImageFromArray(d) for d in dense]))
     for reader in range(len(pieces)):
         matrix = np.asarray(staple.GetConfusionMatrix(reader)).reshape(-1, len(present))
-        for place, index in enumerate(present):
-            if 0 < index < n_classes and (total := matrix[:, place].sum()):
-                sensitivity[reader, index - 1] = matrix[place, place] / total
+        for column, index in enumerate(present):
+            if 0 < index < n_classes and (total := matrix[:, column].sum()):
+                sensitivity[reader, index - 1] = matrix[column, column] / total
     return np.append(present, undecided).astype(pieces[0].dtype)[won], sensitivity
+
+
+def read_readings(sources: Sequence[Path], scheme: LabelScheme) -> tuple[dict[str, LabelMap], Path | None]:
+    """The masks of one case in the values of `scheme`, each by its source; those that are cut to what they mark, filled up.
+
+    Returns: the maps, and the first source that covers its scan, on whose voxels those lie that were cut; None where all are
+        cut, and lie on the smallest grid that holds them.
+    Raises: CaseError as `read_masks`; GridMismatchError where marks lie outside of that grid.
+    """
+    found = {source: read_masks(source, scheme) for source in sources}
+    whole = next((source for source, (_, cut) in found.items() if not cut), None)
+    around = found[whole or sources[0]][0]
+    for labels, _ in found.values() if whole is None else ():
+        around = widen(around, labels.grid)
+    return {str(source): place(labels, around.grid) if cut else labels for source, (labels, cut) in found.items()}, whole
 
 
 def consensus_of_maps(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from medseg.core.errors import ConfigError
 from medseg.evaluation.agreement import unit_means
-from medseg.evaluation.intervals import FEWEST_UNITS, mean_intervals
+from medseg.evaluation.intervals import CONFIDENCE, FEWEST_UNITS, mean_intervals
 from medseg.evaluation.summary import under_worst, units_of
 from medseg.evaluation.table import Evaluation
 from medseg.metrics.measures import Measure
@@ -60,7 +60,7 @@ class PilotCheck:
     share: float
 
 
-def cases_for_width(sd: float, width: float, confidence: float = 0.95) -> CasesNeeded:
+def cases_for_width(sd: float, width: float, confidence: float = CONFIDENCE) -> CasesNeeded:
     """Cases for which the expected interval of a mean is `width` wide (Machin et al., Sample Sizes for Clinical Studies, 2018).
 
     Args:
@@ -99,7 +99,7 @@ def cautious_sd(sd: float, n_pilot: int, confidence: float = UPPER_CONFIDENCE) -
     return sd * math.sqrt((n_pilot - 1) / stats.chi2.ppf(1 - confidence, n_pilot - 1)) if n_pilot > 1 else math.nan
 
 
-def check_by_bootstrap(pilot: npt.ArrayLike, n: int, width: float, confidence: float = 0.95, seed: int = 0) -> PilotCheck:
+def check_by_bootstrap(pilot: npt.ArrayLike, n: int, width: float, confidence: float = CONFIDENCE, seed: int = 0) -> PilotCheck:
     """Draw studies of `n` units from a pilot's values, and take their BCa bootstrap intervals.
 
     Where values are skewed or pile up at 1, as Dice does, this is what the t formula is checked against.
@@ -120,7 +120,7 @@ def check_by_bootstrap(pilot: npt.ArrayLike, n: int, width: float, confidence: f
 
 
 def cases_needed_from_pilot(
-    evaluation: Evaluation, metric: str, width: float, confidence: float = 0.95, seed: int = 0
+    evaluation: Evaluation, metric: str, width: float, confidence: float = CONFIDENCE, seed: int = 0
 ) -> pd.DataFrame:
     """Cases needed for each structure, with the spread that an evaluation found under the convention `worst`.
 
@@ -141,9 +141,7 @@ def cases_needed_from_pilot(
         for row in _rows(table[table["structure"] == structure], structure, measure, width, confidence, seed)
     ]
     if not rows:
-        raise ConfigError(
-            f"no structure has `{metric}` of two patients that differ, so nothing tells their spread; give --sd."
-        )
+        raise ConfigError(f"no structure has `{metric}` of two patients that differ, so nothing tells their spread; give --sd.")
     return pd.DataFrame(rows, columns=NEEDED_COLUMNS)
 
 

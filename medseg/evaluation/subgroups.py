@@ -25,7 +25,6 @@ UNKNOWN = "unknown"
 ABSENT = ("na", "n/a", "nan", "none", "unknown")  # what stands among numbers for one that is not known
 FEW_NUMBERS = 5  # a column of no more different numbers is taken for codes: each is a group
 MOST_GROUPS = 20
-NOTE = "Groups are described, not tested: no difference between them was looked for, and none is claimed."
 SUBGROUP_COLUMNS = [
     *("covariate", "group", "n_cases", "structure", "metric", "unit", "convention", "n", "n_undefined", "n_units"),
     *("mean", "ci_low", "ci_high", "median", "q1", "q3", *COUNTS),

@@ -18,6 +18,7 @@ from medseg.core.files import remove, write_text
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.record import read_record
+from medseg.core.wording import one_line
 from medseg.evaluation.case import CaseResult, Ruler, measure_pair, rows_without_figures
 from medseg.evaluation.config import EvaluateConfig
 from medseg.evaluation.pairs import Pair
@@ -91,7 +92,10 @@ def evaluate_cases(
     frame = common_frame(grids)
     measures = tuple(measures_for(settings.metrics, frame, tolerances, settings.lesion_overlap))
     nearest = settings.resample == "nearest"
-    ruler = Ruler(scheme, measures, frame, tuple(tolerances.values()), spacing_mm, nearest, settings.lesion_overlap)
+    missing_empty = settings.missing_structures == "empty"
+    ruler = Ruler(
+        scheme, measures, frame, tuple(tolerances.values()), spacing_mm, nearest, settings.lesion_overlap, missing_empty
+    )
     outcomes = map_cases(partial(measure_pair, ruler=ruler), pairs, title, settings.processes(len(pairs)))
     results = [(o.item, o.result or _broken(o, ruler, grids)) for o in outcomes]
     per_case = [{"case_id": p.case_id, "patient_id": p.patient_id, **row} for p, result in results for row in result.rows]
@@ -189,6 +193,34 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False, float_format=NUMBERS, lineterminator="\n"))
 
 
+def name_evaluations(folders: Sequence[Path]) -> dict[str, Path]:
+    """The evaluations in run folders or folders that hold per_case.csv, each under the shortest name that tells them apart.
+
+    Raises: StageError for a folder that holds no evaluation.
+    """
+    places = list(dict.fromkeys(place for folder in folders for place in _evaluations_in(Path(folder))))
+    parts = [[p for p in place.resolve().parts if p != "evaluate"] for place in places]
+    depth = 1
+    while len({tuple(p[-depth:]) for p in parts}) < len(parts) and depth < max(map(len, parts)):
+        depth += 1
+    return {"/".join(p[-depth:]): place for p, place in zip(parts, places, strict=True)}
+
+
+def _evaluations_in(folder: Path) -> list[Path]:
+    """The folders with a finished evaluation: `folder` itself, or one for each model of a run. Raises: StageError for none."""
+    if (folder / "per_case.csv").is_file():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob("evaluate/*/per_case.csv"))
+    if not inside:
+        raise StageError(f"{folder} holds no per_case.csv; give folders that `medseg evaluate` has written.")
+    return inside
+
+
+def read_text_table(path: Path) -> pd.DataFrame:
+    """A CSV as text: a case called 007 or NA keeps its name, and an empty cell is an empty text. Raises: as pandas."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
 def load_evaluation(folder: Path) -> Evaluation:
     """The evaluation that `write_evaluation` wrote, with the measures that the stage's record names.
 
@@ -197,13 +229,13 @@ def load_evaluation(folder: Path) -> Evaluation:
     record = read_record(folder) or {}
     try:
         measures = tuple(Measure(**{**m, "structures": m["structures"] and tuple(m["structures"])}) for m in record["measures"])
-        per_case, cases = (pd.read_csv(folder / f"{n}.csv", dtype=str, keep_default_na=False) for n in ("per_case", "cases"))
+        per_case, cases = (read_text_table(folder / f"{n}.csv") for n in ("per_case", "cases"))
         (diagonal,) = [c for c in cases.columns if c.startswith("diagonal_")]
         for table, column in [(cases, diagonal), *((per_case, m.column) for m in measures)]:
             table[column] = pd.to_numeric(table[column])
         per_case["structure"], cases["status"]  # both must be there
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise StageError(
-            f"{folder} holds no finished evaluation ({' '.join(str(error).split())}); run `medseg evaluate` there again."
+            f"{folder} holds no finished evaluation ({one_line(error)}); run `medseg evaluate` there again."
         ) from None
     return Evaluation(per_case, cases.rename(columns={diagonal: "diagonal"}), measures, diagonal.removeprefix("diagonal_"))

@@ -43,7 +43,7 @@ from medseg.inference.records import (
 from medseg.inference.scans import Scan, images_sha256
 from medseg.inference.together import read_models
 from medseg.io.formats import read_grid
-from medseg.io.probabilities import SUFFIX
+from medseg.io.probabilities import PROBABILITIES_SUFFIX
 
 ML = 1000  # mm3
 FINISHING_BYTES = 3  # a voxel: the mask without its small pieces, one structure of it, and as it is written
@@ -134,7 +134,7 @@ class SegmentScan(Steps[Scan, Record]):
         with ExitStack() as stack:
             files = []
             if self.settings.probabilities:
-                path = self.output / (work.scan.case_id + SUFFIX)
+                path = self.output / (work.scan.case_id + PROBABILITIES_SUFFIX)
                 files.append(stack.enter_context(Probabilities(path, scan.grid, scan.scan_grid, model.bundle.labels)))
             work.answer = ask_network(model, scan, self.settings, files)
             for file in files:

@@ -16,7 +16,7 @@ from medseg.core.errors import OutputError
 from medseg.core.files import file_sha256, remove, write_json, write_text
 from medseg.core.folders import folder_sha256
 from medseg.inference.quality import Flag, qc_csv, qc_row
-from medseg.io import probabilities
+from medseg.io.probabilities import PROBABILITIES_SUFFIX
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 COLUMNS = (
@@ -107,7 +107,7 @@ def forget(output: Path, case_id: str, keep: Sequence[str] = ()) -> None:
     """
     record = read_record(output, case_id)
     # The probabilities stand before any record names them.
-    for name in (case_id + probabilities.SUFFIX, *((record.output, *record.others) if record is not None else ())):
+    for name in (case_id + PROBABILITIES_SUFFIX, *((record.output, *record.others) if record is not None else ())):
         if name and name not in keep:
             remove_output(output / Path(name).name)
     remove(_path(output, case_id))

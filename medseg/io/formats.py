@@ -9,7 +9,6 @@ are read by `read_named_masks`; how their structures share one label map is for 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from medseg.core.errors import CaseError, GridMismatchError, LabelError, OutputE
 from medseg.core.files import atomic_path, files_below
 from medseg.core.grid import Grid
 from medseg.core.volume import LabelMap, Volume
+from medseg.core.wording import one_line
 from medseg.io import dicom, dicom_masks, metaimage, nifti, nrrd, ome_zarr, raster, segment_layers, tiff
 from medseg.io.named_masks import NamedMasks, masks_of_files
 from medseg.io.picture import Array, Format, Picture, no_warnings
@@ -73,11 +73,6 @@ WRITERS: dict[str, Callable[[Array, Path], bytes]] = {
     suffix: row.encode for suffix, row in FORMATS.items() if row.encode and suffix not in (".nhdr", ".mhd", ".jpg", ".jpeg")
 } | {".nii": nifti.encode}
 
-# What tools and people put behind the name of a case to call its mask: Cellpose, BIDS, SCT and Slicer among them.
-MASK_SUFFIX = re.compile(
-    r"(?<=.)[._-](cp_masks|d?seg|segmentations?|masks?|labels?|labelmap|gt|ground_?truth|truth|manual|preds?|predictions?)$",
-    re.IGNORECASE,
-)
 WHOLE_TOLERANCE = 1e-5  # some tools store label 1 as 0.99999997
 STATED_SPACING_TOLERANCE = 0.01
 
@@ -165,7 +160,7 @@ def geometry_warnings(path: Source) -> list[str]:
         return row.warnings(source)
 
 
-def write_labels(path: Path, labels: LabelMap, like: Source) -> None:
+def write_labels(path: Path, labels: LabelMap, like: Source | None) -> None:
     """Write a label map that lies on the scan `like`, in its format family, whole or not at all.
 
     The geometry fields of the scan's header are copied, not computed, so the affine reads back bit by bit the same;
@@ -175,10 +170,15 @@ def write_labels(path: Path, labels: LabelMap, like: Source) -> None:
     Args:
         path: with the suffix that `label_name` gives (`.nii` will do for a NIfTI).
         labels: values up to 65535, on the grid of `like` (or on that grid with a spacing that the file does not state).
+        like: of a folder with a file a structure, its first file; None for a NIfTI file on the grid of the labels.
     Raises: GridMismatchError where the grids differ, LabelError where the values do not fit 16 bits,
         UnreadableError where `like` cannot be read, OutputError where the file cannot be written.
     """
     path = Path(path)
+    if like is None:
+        _write_placed(path, labels)
+        return
+    like = _first_file(like)
     grid = read_grid(like)
     as_labelled = grid if grid.physical or not labels.grid.physical else _stated(grid, labels.grid.spacing, like)
     if difference := as_labelled.difference(labels.grid):
@@ -203,11 +203,22 @@ def write_labels(path: Path, labels: LabelMap, like: Source) -> None:
 
 def label_name(case_id: str, like: Source) -> str:
     """The file name of the label map of a scan. Raises: UnreadableError for a suffix that is not in the table."""
-    row, source = _row(like)
+    row, source = _row(_first_file(like))
     if row is _TIFF and _suffix(source).startswith(".ome"):
         return f"{case_id}.ome.tif"
     planar = row is _DICOM and not row.read_grid(source).physical  # a radiograph or a photograph, in pixels
     return case_id + (_RASTER if planar else row).label_suffix
+
+
+def _first_file(source: Source) -> Source:
+    """A source itself, and of a folder with a file a structure the first file."""
+    row, place = _row(source)
+    return min(filter(is_scan, place.iterdir())) if row is _STRUCTURES else source
+
+
+def _write_placed(path: Path, labels: LabelMap) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(nifti.encode_placed(_sixteen_bits(labels.array, path), labels.grid))
 
 
 def _beside_dicom(array: Array, grid: Grid) -> bytes:
@@ -257,6 +268,8 @@ def _row(source: Source) -> tuple[Format, Any]:
         return _SEG, path
     if path.is_dir() and _holds_structures(path):
         return _STRUCTURES, path
+    if path.is_dir() and not any(path.iterdir()):
+        raise UnreadableError(f"{path} is an empty folder; bring its files.")
     if path.is_dir() or (path.is_file() and is_dicom(path)):
         return _DICOM, _only_series(path)
     raise UnreadableError(f"{path} has no suffix that can be read; convert it to one of {', '.join(SCAN_SUFFIXES)}.")
@@ -307,7 +320,7 @@ def _reading(source: Source) -> Iterator[tuple[Format, Any]]:
             raise UnreadableError(
                 f"{name}: its voxels should be in {error.filename}, which does not exist; bring that file too."
             ) from error
-        reason = " ".join(str(error).split())[:200].rstrip(" .") or type(error).__name__
+        reason = one_line(error, 200).rstrip(" .") or type(error).__name__
         raise UnreadableError(f"{name} is damaged or no {row.name} file ({reason}); replace it with an intact copy.") from error
 
 

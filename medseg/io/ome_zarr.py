@@ -21,6 +21,7 @@ from medseg.core.errors import OutputError, UnreadableError
 from medseg.core.files import files_below
 from medseg.core.folders import atomic_folder
 from medseg.core.grid import Grid
+from medseg.core.wording import one_line
 from medseg.io.picture import MILLIMETRES, Array, Picture, grid_of
 
 VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
@@ -310,7 +311,7 @@ def _voxels(image: _Image, region: Region, kept: list[str]) -> Array:
         raise
     except Exception as error:  # every decoder has its own
         place = ", ".join(f"{letter} {s.start} to {s.stop}" for letter, s in zip(image.letters, region, strict=True))
-        reason = " ".join(str(error).split())[:100].rstrip(" .")
+        reason = one_line(error, 100).rstrip(" .")
         raise UnreadableError(
             f"{image.path} is damaged in the chunks at {place} ({reason}); replace it with an intact copy."
         ) from error

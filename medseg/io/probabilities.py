@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from medseg.core.errors import GridMismatchError, UnreadableError
 from medseg.core.grid import Grid
+from medseg.core.wording import one_line
 from medseg.io.nifti import COMMENT, FULL_SCALE
 from medseg.io.payload import gunzip, open_bytes
 
-SUFFIX = ".probabilities.nii.gz"
+PROBABILITIES_SUFFIX = ".probabilities.nii.gz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def read_probabilities(path: Path, grid: Grid) -> ProbabilityMaps:
     except FileNotFoundError:
         raise UnreadableError(f"{path} does not exist; predict with `predict.probabilities: true`.") from None
     except Exception as error:  # nibabel and zlib raise almost anything on damaged bytes
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200) or type(error).__name__
         raise UnreadableError(f"{path} is no file of probabilities ({reason}); predict the case again.") from error
     if difference := grid.difference(Grid(values.shape[:3], image.affine, grid.physical)):
         raise GridMismatchError(f"{path} does not lie on the reference's voxels: {difference}; predict the case again.")

@@ -75,8 +75,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         # Damaged EXIF data do not touch the pixels.
         python_warnings.filterwarnings("ignore", "(Corrupt|Truncated|Possibly corrupt) EXIF|Metadata Warning", UserWarning)
-        # Only these: Pillow would hand a file of another kind to whatever program reads it.
-        with Image.open(path, formats=("PNG", "JPEG", "MPO")) as image:
+        # Only these (JPEG with its pairs, MPO): Pillow would hand a file of another kind to whatever program reads it.
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
             if getattr(image, "n_frames", 1) > 1 and image.format == "PNG":
                 raise UnreadableError(f"{path} is an animation of {image.n_frames} pictures; save each as a file of its own.")  # type: ignore[attr-defined]
             yield image

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from medseg.core.components import box_of
 from medseg.metrics.surface import ROUNDING
 
 Mask = npt.NDArray[np.bool_]
@@ -44,12 +45,9 @@ def boundary_iou(reference: Mask, prediction: Mask, spacing: tuple[float, ...], 
 
 def rim(mask: Mask, spacing: tuple[float, ...], distance: float) -> Mask:
     """The voxels of a mask that lie within `distance` of its outside, as of `boundary_iou`; bool of the mask's shape."""
-    from scipy import ndimage
-
     found = np.zeros_like(mask)
-    if not mask.any():
+    if (box := box_of(mask)) is None:
         return found
-    (box,) = ndimage.find_objects(mask.view(np.uint8))
     padded = np.pad(mask[box], 1)
     inner = found[box]
     width = max(distance, min(spacing)) * (1 + ROUNDING)

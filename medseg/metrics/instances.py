@@ -87,18 +87,6 @@ class Panoptic:
         return 2 * self.iou_sum / objects if objects else math.nan
 
 
-def number_components(mask: Mask) -> npt.NDArray[np.int32]:
-    """The connected components of a mask, numbered from 1 in the order of their first voxels; 0 is background.
-
-    Args:
-        mask: (X, Y) or (X, Y, Z) bool; voxels that share a face, an edge or a corner are one component (8 or 26 neighbours).
-    Returns: int32 of the same shape.
-    """
-    from scipy import ndimage
-
-    return ndimage.label(mask, np.ones((3,) * mask.ndim, bool))[0]
-
-
 def count_overlaps(reference: Numbers, prediction: Numbers) -> Overlaps:
     """One pass over two label arrays.
 

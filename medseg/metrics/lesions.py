@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from medseg.metrics.instances import Counts, Mask, Overlaps, count_overlaps, f1, match_objects, number_components
+from medseg.core.components import number_components
+from medseg.metrics.instances import Counts, Mask, Overlaps, count_overlaps, f1, match_objects
 
 BRATS_DILATION = 3  # of gliomas in BraTS 2023, in voxels of 1 mm (meningiomas and metastases: 1)
 BRATS_LARGER_THAN = 50  # there, in mm3 (metastases: 2)
@@ -54,11 +55,6 @@ class Detection:
         """
         return self.prediction - self.matched
 
-    @property
-    def false_negatives(self) -> int:
-        """Reference lesions without a partner."""
-        return self.reference - self.matched
-
 
 @dataclass(frozen=True, eq=False)
 class LesionDice:
@@ -87,7 +83,7 @@ def component_overlaps(reference: Mask, prediction: Mask) -> Overlaps:
     Args:
         reference, prediction: (X, Y) or (X, Y, Z) bool on the same grid; cropping them to their common box changes nothing.
     """
-    return count_overlaps(number_components(reference), number_components(prediction))
+    return count_overlaps(number_components(reference)[0], number_components(prediction)[0])
 
 
 def detection(overlaps: Overlaps, iou: float = 0.0) -> Detection:
@@ -132,7 +128,7 @@ def brats_lesion_dice(
     zones = reference
     if dilation:  # scipy takes 0 for as often as anything changes
         zones = ndimage.binary_dilation(reference, ndimage.generate_binary_structure(reference.ndim, 2), dilation)
-    numbers, predicted = number_components(zones), number_components(prediction)
+    (numbers, _), (predicted, _) = number_components(zones), number_components(prediction)
     near = count_overlaps(numbers, predicted)
     numbers *= reference  # in place: a large scan's numbers take four bytes a voxel
     return _lesion_dice(count_overlaps(numbers, predicted), near, larger_than)

@@ -132,7 +132,7 @@ def relative_volume_difference(counts: Counts) -> float:
 
 
 def absolute_relative_volume_difference(counts: Counts) -> float:
-    """Its size: 1 where nothing is predicted, above 1 without a bound; NaN where the reference is empty."""
+    """The same without its sign (Heimann et al. 2009): 1 where nothing is predicted, no bound above; NaN without a reference."""
     return abs(relative_volume_difference(counts))
 
 

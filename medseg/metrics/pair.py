@@ -10,16 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medseg.core.components import Box, box_around, boxes_of
+from medseg.core.components import Box, box_around, boxes_of, number_components
 from medseg.core.grid import Grid
 from medseg.core.labels import IGNORE
-from medseg.metrics.instances import Numbers, number_components
+from medseg.metrics.instances import Numbers
 from medseg.metrics.overlap import Counts, confusion_matrix, counts_of
 from medseg.metrics.surface import SurfaceDistances, surface_distances
 
 Classes = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
+NOWHERE: Box = (slice(0, 0),) * 3
 LESION_OVERLAP = 0.1  # IoU from which on a lesion is found: small lesions are seldom outlined alike
 
 
@@ -93,6 +94,10 @@ class StructurePair:
         place = self._place(box)
         return self._of(self.reference[place]), self._of(self.prediction[place])
 
+    def boxed_masks(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """The same in `box` alone; of no voxels where the structure is in neither."""
+        return self.masks(self.box or NOWHERE)
+
     def _place(self, box: Box | None) -> Any:
         """What picks the box, or all, out of an array (X, Y, Z)."""
         return (*(box or (slice(None),) * 3)[:2], 0) if self.frame.planar else box or ...
@@ -109,12 +114,9 @@ class StructurePair:
 
         Either has the numbers of its file, or without them its connected components. Ignored voxels are in no object.
         """
-        box = self.box or (slice(0, 0),) * 3
-        of_reference, of_prediction = self.masks(box)
-        return (
-            _numbered(of_reference, self.reference_numbers, self._place(box)),
-            _numbered(of_prediction, self.prediction_numbers, self._place(box)),
-        )
+        of_reference, of_prediction = self.boxed_masks()
+        place = self._place(self.box or NOWHERE)
+        return _numbered(of_reference, self.reference_numbers, place), _numbered(of_prediction, self.prediction_numbers, place)
 
     @property
     def ignored(self) -> npt.NDArray[np.bool_]:
@@ -184,4 +186,4 @@ def pair_structures(
 
 
 def _numbered(mask: npt.NDArray[np.bool_], numbers: Numbers | None, place: Any) -> Numbers:
-    return number_components(mask) if numbers is None else numbers[place] * mask
+    return number_components(mask)[0] if numbers is None else numbers[place] * mask

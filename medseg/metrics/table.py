@@ -96,28 +96,28 @@ def _boundary_iou(pair: StructurePair) -> float:
     return boundary_iou(*pair.masks(pair.box), pair.sides, boundary_distance(pair.extent, pair.sides)) if pair.box else math.nan
 
 
-def _objects(pair: StructurePair) -> Overlaps:
+def _components(pair: StructurePair) -> Overlaps:
     """The components of both masks: what every figure of lesions is read from."""
-    return component_overlaps(*pair.masks(pair.box or (slice(0, 0),) * 3))
+    return component_overlaps(*pair.boxed_masks())
 
 
-def _instances(pair: StructurePair) -> Overlaps:
+def _objects(pair: StructurePair) -> Overlaps:
     """The objects of both masks, by the numbers that files give them or else their components."""
     if pair.reference_numbers is None and pair.prediction_numbers is None:
-        return pair.once(_objects)
+        return pair.once(_components)
     return count_overlaps(*pair.objects())
 
 
 def _lesions(pair: StructurePair) -> Detection:
-    return detection(pair.once(_objects), pair.lesion_overlap)
+    return detection(pair.once(_components), pair.lesion_overlap)
 
 
 def _panoptic(pair: StructurePair) -> Panoptic:
-    return panoptic(pair.once(_instances))
+    return panoptic(pair.once(_objects))
 
 
 def _precision_at(iou: float) -> Callable[[StructurePair], float]:
-    return lambda pair: average_precision(pair.once(_instances), iou)
+    return lambda pair: average_precision(pair.once(_objects), iou)
 
 
 def _cells(pair: StructurePair) -> membranes.CellScores:
@@ -129,11 +129,11 @@ def _best_cells(pair: StructurePair) -> membranes.BestScores:
 
 
 def _centrelines(pair: StructurePair) -> topology.CentrelineOverlap:
-    return topology.centreline_overlap(*pair.masks(pair.box or (slice(0, 0),) * 3))
+    return topology.centreline_overlap(*pair.boxed_masks())
 
 
 def _betti(pair: StructurePair) -> topology.Betti:
-    return topology.betti_errors(*pair.masks(pair.box or (slice(0, 0),) * 3))
+    return topology.betti_errors(*pair.boxed_masks())
 
 
 _STANDARD = (
@@ -207,6 +207,16 @@ _OVERLAP = (
         "Relative volume difference",
         lambda p: overlap.relative_volume_difference(p.counts),
         "Size in the prediction less size in the reference, over the latter",
+        "overlap",
+        "",
+        "measured",
+        "measured",
+    ),
+    Metric(
+        "absolute_relative_volume_difference",
+        "Absolute relative volume difference",
+        lambda p: overlap.absolute_relative_volume_difference(p.counts),
+        "Size in the prediction less size in the reference, over the latter, without its sign",
         "overlap",
         "",
         "measured",
@@ -289,7 +299,7 @@ _LESIONS = (
     Metric(
         "lesion_dice",
         "Lesion-wise Dice",
-        lambda p: lesion_dice(p.once(_objects)).mean,
+        lambda p: lesion_dice(p.once(_components)).mean,
         "Mean Dice of the lesions; a missed and a false lesion count 0 (as in BraTS 2023, without its dilation and least size)",
         "lesions",
     ),
@@ -329,14 +339,14 @@ _INSTANCES = (
     Metric(
         "mean_ap",
         "Mean AP",
-        lambda p: mean_average_precision(p.once(_instances)),
+        lambda p: mean_average_precision(p.once(_objects)),
         "Mean of the average precisions at IoU 0.5, 0.55 to 0.9",
         "instances",
     ),
     Metric(
         "aji",
         "AJI",
-        lambda p: aggregated_jaccard(p.once(_instances)),
+        lambda p: aggregated_jaccard(p.once(_objects)),
         "Aggregated Jaccard index of the objects",
         "instances",
     ),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from medseg.core.components import box_of, number_components
 from medseg.metrics.elements import corners, neighbourhood_codes
 from medseg.metrics.overlap import CHUNK_VOXELS
 
@@ -53,8 +53,7 @@ def centreline_overlap(reference: Mask, prediction: Mask) -> CentrelineOverlap:
 
 def _share_inside(mask: Mask, other: Mask) -> float:
     """Share of a mask's centreline that lies in the other mask."""
-    place = _box(mask)
-    if place is None:
+    if (place := box_of(mask)) is None:
         return math.nan
     centreline = find_centreline(mask[place])
     return int((centreline & other[place]).sum()) / int(centreline.sum())
@@ -72,7 +71,7 @@ def find_centreline(mask: Mask) -> Mask:
     # A rim of background: a volume one voxel thick is otherwise thinned differently than inside a larger one.
     padded = np.pad(mask, 1)
     centreline: Mask = skeletonize(padded).astype(bool)
-    pieces, n_pieces = ndimage.label(padded, np.ones((3,) * mask.ndim))
+    pieces, n_pieces = number_components(padded)
     # Lee's method erodes some compact pieces away, such as a cube of 2 voxels: their deepest voxel stands for them.
     lost = np.setdiff1d(np.arange(1, n_pieces + 1), pieces[centreline])
     places = ndimage.find_objects(pieces) if lost.size else []
@@ -109,11 +108,10 @@ def betti_numbers(mask: Mask) -> Betti:
     """
     from scipy import ndimage
 
-    place = _box(mask)
-    if place is None:
+    if (place := box_of(mask)) is None:
         return Betti(0, 0, 0)
     inside = np.pad(mask[place], 1)
-    pieces = int(ndimage.label(inside, np.ones((3,) * mask.ndim))[1])
+    pieces = number_components(inside)[1]
     enclosed = int(ndimage.label(~inside)[1]) - 1
     if mask.ndim == 2:
         return Betti(pieces, enclosed, 0)
@@ -160,11 +158,3 @@ def _shares_of_euler(ndim: int) -> npt.NDArray[np.int64]:
         dimension = int(fixed.sum())  # of the vertex, half edge, quarter face or eighth of a cell that goes that way
         total += inside[:, around].any(axis=1) * (-1) ** dimension * 2 ** (ndim - dimension)
     return total
-
-
-def _box(mask: Mask) -> tuple[slice, ...] | None:
-    """Where the mask lies, or None where it is empty."""
-    from scipy import ndimage
-
-    box: Any = ndimage.find_objects(mask.view(np.uint8), 1)
-    return box[0] if box else None

@@ -11,9 +11,10 @@ import pandas as pd
 from medseg.drawing.strips import Span
 from medseg.evaluation.intervals import FEWEST_UNITS
 from medseg.evaluation.readers import Band, Standing
-from medseg.reporting.collect import ReaderAgreement, ReportData
+from medseg.reporting.collect import ReportData
 from medseg.reporting.exports import Table
-from medseg.reporting.words import NONE, UNIT_WORDS, MetricText, describe, format_number, unit_words
+from medseg.reporting.readers import ReaderAgreement
+from medseg.reporting.words import NONE, MetricText, describe, format_number, plural, unit_words
 
 PLACES = {"better": "better than the band", "within": "in the band", "worse": "worse than the band", "": NONE}
 
@@ -97,19 +98,16 @@ def _meaning(data: ReportData, readers: ReaderAgreement) -> str:
     what += "as well as readers agree with one another on average. It need not agree with these readers, and is not shown to be "
     what += "as good as they are: the means are of different pairs of masks, and nothing is tested."
     if not banded.all():
-        what += f" Where fewer than {FEWEST_UNITS} of the readers’ {_units(readers)} have a figure there is a line and no band."
+        theirs = plural(readers.sampling_unit)
+        what += f" Where fewer than {FEWEST_UNITS} of the readers’ {theirs} have a figure there is a line and no band."
     return " ".join(filter(None, [what, cases_in_common(data), _without_band(data, readers)]))
 
 
 def _intervals(data: ReportData, readers: ReaderAgreement) -> str:
     facts = data.facts
-    theirs = f"{100 * readers.confidence:g} % intervals over {_units(readers)}"
+    theirs = f"{100 * readers.confidence:g} % intervals over {plural(readers.sampling_unit)}"
     ours = f"{100 * facts.confidence:g} % intervals over {unit_words(data)}"
     return ours if ours == theirs else f"{theirs} of the readers and {ours} of the models"
-
-
-def _units(readers: ReaderAgreement) -> str:
-    return UNIT_WORDS.get(readers.sampling_unit, f"{readers.sampling_unit}s")
 
 
 def cases_in_common(data: ReportData) -> str:

@@ -28,7 +28,7 @@ from medseg.reporting.words import STATUS, describe, find_metric, format_number
 COLUMNS = ("dice", "hd95")
 MOST_ROWS = 8  # of a card's table; a case with more structures shows those that it stands for
 MOST_PLANES_BYTES = 80 * 1024
-PNG_EFFORT = 3  # half the time of the usual 6 for files a tenth larger
+PNG_EFFORT = 2  # a third of the time of the usual 6 for files a quarter larger
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _place(figure: Figure, path: Path) -> Picture:
         figure.set_dpi(PRINT_DPI)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()  # type: ignore[no-untyped-call]
-        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba()))  # type: ignore[no-untyped-call]
+        drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     with atomic_path(path) as temporary:
         drawn.save(temporary, "PNG", compress_level=PNG_EFFORT, dpi=(PRINT_DPI, PRINT_DPI))
     for image in (image for axes in figure.axes for image in axes.images):

@@ -10,7 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from medseg.core.wording import FEW, some_of
 from medseg.drawing.flow import Box, Column
+from medseg.evaluation.case import UNUSABLE
+from medseg.evaluation.compare import differing_references
 from medseg.reporting.anchors import case_anchor, row_anchor
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.words import NONE, STATUS, MetricText, describe, metric_columns
@@ -23,8 +26,6 @@ FAULTS_OF_THE_RUN = {
 }
 NO_MASK = "no mask"
 PURPOSE = {"train": "used for training", "val": "used for validation", "test": "kept for testing"}
-FEW = 5  # cases named one by one in a sentence
-UNUSABLE = ("prediction_missing", "unreadable", "grid_mismatch")
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,9 @@ def not_measured(data: ReportData) -> list[str]:
 def _without_reference(names: Sequence[str], models: Sequence[str]) -> str:
     n, masks = len(names), "mask" if len(names) == 1 else "masks"
     whose = f"of {models[0]}" if len(models) == 1 else f"each of {', '.join(models[:-1])} and {models[-1]}"
-    more = f" and {n - FEW} more, all in tables/unmatched.csv" if n > FEW else ""
+    where = ", all in tables/unmatched.csv" if n > FEW else ""
     verbs = ("has", "was") if n == 1 else ("have", "were")
-    return f"{n} {masks} {whose} {verbs[0]} no reference and {verbs[1]} not evaluated: {', '.join(names[:FEW])}{more}."
+    return f"{n} {masks} {whose} {verbs[0]} no reference and {verbs[1]} not evaluated: {some_of(names)}{where}."
 
 
 def _boxes(came: Progress) -> tuple[Box, ...]:
@@ -224,13 +225,18 @@ def check_warnings(data: ReportData) -> list[Failure]:
 
 
 def reservations(data: ReportData) -> list[Failure]:
-    """Cases that were measured, and what must be known of it: that a mask was resampled, or had no usable probabilities."""
-    return [
+    """Cases that were measured, and what must be known of it: that a mask was resampled, had no usable probabilities, or that
+    models were measured against different references.
+    """
+    found = [
         Failure(str(row["case_id"]), model.name, "evaluate", str(row["reason"]))
         for model in data.models
         if model.cases is not None and {"status", "reason"} <= set(model.cases)
         for row in model.cases[(model.cases["status"] == "ok") & (model.cases["reason"].astype(str) != "")].to_dict("records")
     ]
+    differing = differing_references({model.name: model.per_case for model in data.models})
+    reason = "the models were measured against references of different sizes, so they cannot be compared on it"
+    return found + [Failure(case, "", "evaluate", reason) for case in differing]
 
 
 def _problems(checks: pd.DataFrame | None, severity: str) -> list[Failure]:

@@ -17,13 +17,15 @@ from medseg.reporting.cases import failures
 from medseg.reporting.citations import Source, plain, sources
 from medseg.reporting.collect import ReportData
 from medseg.reporting.methods import Methods, checked_sentences, flow_sentences
-from medseg.reporting.recipe import chosen_sentences, figure, listing, training_record
+from medseg.reporting.recipe import chosen_sentences, foreground_sentences, listing, training_record
 from medseg.reporting.tables import count_units, summary_row
-from medseg.reporting.words import NONE, describe, find_metric, format_number, unit_words
+from medseg.reporting.words import NONE, describe, find_metric, unit_words
 
 CHECKLISTS = Path(__file__).parent / "checklists"
 ORDER = ("claim_2024", "tripod_ai", "metrics_reloaded")
 MOST_FIGURES = 8
+HEADLINE = ("dice", "hd95")
+CALIBRATION = {"ece": "the calibration error", "brier": "the Brier score"}
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 Answer = Callable[[ReportData, Methods], str]
 
@@ -197,7 +199,7 @@ def _ensemble(data: ReportData, methods: Methods) -> str:
 def _performance(data: ReportData, methods: Methods) -> str:
     """The headline means of a small study; of a large one where they stand."""
     parts = []
-    for column in filter(None, (find_metric(data, name) for name in ("dice", "hd95"))):
+    for column in filter(None, (find_metric(data, name) for name in HEADLINE)):
         text = describe(column)
         for model in data.models:
             t = model.summary[(model.summary["metric"] == column) & (model.summary["convention"] == "worst")]
@@ -219,8 +221,9 @@ def _failure(data: ReportData, methods: Methods) -> str:
     told = []
     for model in data.models:
         counts = model.per_case["status"].value_counts()
-        told.append(f"{plain(model.name)}: {listing(f'{counts.get(key, 0)} {word}' for key, word in words.items())}")
-    return f"Structures of cases: {'; '.join(told)}. Each case has a row in the section Every case."
+        fates = listing(f"{counts.get(key, 0)} {word}" for key, word in words.items())
+        told.append(f"Of {len(model.per_case)} structures in the cases, {plain(model.name)}: {fates}.")
+    return f"{' '.join(told)} Each case has a row in the section Every case."
 
 
 def _hashes(data: ReportData) -> list[str]:
@@ -258,9 +261,7 @@ def _imbalance(data: ReportData, methods: Methods) -> str:
     settings = record["inputs"]["training"]
     weights = settings.get("class_weights")
     found = [f"Classes were weighted ({plain(weights)})." if weights else "Classes were not weighted."]
-    if "foreground_fraction" in settings:
-        found.append(f"Of each batch {100 * settings['foreground_fraction']:.3g} % of the patches were centred on a structure.")
-    return " ".join(found)
+    return " ".join([*found, *foreground_sentences(data, settings)])
 
 
 def _output(data: ReportData, methods: Methods) -> str:
@@ -282,12 +283,12 @@ def _sizes(data: ReportData, methods: Methods) -> str:
     column = find_metric(data, "reference_volume") or find_metric(data, "reference_area")
     if column is None:
         return ""
-    unit, table, found = describe(column).unit, data.models[0].per_case, []
+    text, table, found = describe(column), data.models[0].per_case, []
     for structure in data.structures[:MOST_FIGURES]:
         sizes = table.loc[table["structure"] == structure, column].dropna()
         if len(sizes):
-            low, high = (format_number(float(v)) for v in (sizes.min(), sizes.max()))
-            found.append(f"{plain(structure)} {low} to {high} {unit}")
+            low, high = (text.format(float(v)) for v in (sizes.min(), sizes.max()))
+            found.append(f"{plain(structure)} {low} to {high} {text.unit}".rstrip())
     return f"Size in the reference: {'; '.join(found)}." if found else ""
 
 
@@ -302,14 +303,36 @@ def _class_shares(data: ReportData) -> str:
     voxels = data.plan.get("class_voxels")
     if not voxels:
         return ""
-    return f"Voxels of the classes in the training cases, background first: {', '.join(figure(n) for n in voxels)}."
+    whole = sum(voxels) or 1
+    shares = listing(f"{100 * n / whole:.3g} %" for n in voxels)
+    return f"Shares of the classes in the voxels of the training cases, background first: {shares}."
 
 
 def _calibration(data: ReportData, methods: Methods) -> str:
     options = [r["inputs"].get("options", {}) for (stage, _), r in data.records.items() if stage == "predict"]
     if not any("probabilities" in o for o in options):
         return ""
-    return "Probabilities were written." if any(o.get("probabilities") for o in options) else "Only masks were written."
+    if not any(o.get("probabilities") for o in options):
+        return "Only masks were written."
+    named = [text for name, text in CALIBRATION.items() if find_metric(data, name)]
+    measured = f" They were measured by {listing(named)}; reliability diagrams stand in the section Results." if named else ""
+    return f"Probabilities were written.{measured}"
+
+
+def _readers(data: ReportData, methods: Methods) -> str:
+    """How far readers agree with one another, where it was measured."""
+    if data.readers is None:
+        return ""
+    table, parts = data.readers.table, []
+    for column in filter(None, (find_metric(data, name) for name in HEADLINE)):
+        text = describe(column)
+        for row in table[(table["metric"] == column) & (table["n"] > 0)].to_dict("records"):
+            mean, low, high = (text.format(row[name]) for name in ("mean", "ci_low", "ci_high"))
+            interval = f" [{low} to {high}]" if low != NONE else ""
+            parts.append(f"{plain(row['structure'])}: {text.label} {mean}{interval}, n = {row['n']:.0f}")
+    n, cases = int(table["n_readers"].max()), len(data.readers.cases)
+    told = "the figures stand in the section Results" if len(parts) > MOST_FIGURES else "; ".join(parts)
+    return f"Mean agreement between every two of {n} readers on {cases} cases{f': {told}' if parts else ' was measured'}."
 
 
 def _aggregation(data: ReportData, methods: Methods) -> str:
@@ -341,6 +364,7 @@ ANSWERS: dict[str, Answer] = {
     "category": _category,
     "sizes": _sizes,
     "dataset": _dataset,
+    "readers": _readers,
     "calibration": _calibration,
     "aggregation": _aggregation,
     "flow": lambda data, methods: " ".join(flow_sentences(data)),

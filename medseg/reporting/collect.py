@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,64 +15,14 @@ from medseg.core.files import file_sha256
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
 from medseg.core.record import read_record, require_models
-from medseg.evaluation.readers import BAND_COLUMNS
+from medseg.evaluation.intervals import CONFIDENCE
+from medseg.evaluation.table import name_evaluations
+from medseg.reporting.inputs import read_if_there, read_table
 from medseg.reporting.pictures import Pictures
+from medseg.reporting.readers import ReaderAgreement, read_agreement
 
 STAGES = ("check", "prepare", "train", "predict", "evaluate")
 OF_EACH_MODEL = ("train", "predict", "evaluate")
-# Columns that stay text whatever they hold: a case named 007 or NA is a name.
-TEXT = {
-    "case_id",
-    "patient_id",
-    "fold",
-    "structure",
-    "status",
-    "metric",
-    "unit",
-    "convention",
-    "input",
-    "output",
-    "reason",
-    "file",
-    "severity",
-    "problem",
-    "what_to_do",
-    "model_sha256",
-    "model",
-    "statistic",
-    "covariate",
-    "group",
-    "verdict_a",
-    "verdict_b",
-    "mixed_note",
-    "missing",
-    "readers",
-}
-_INTERVAL = ("n", "n_undefined", "ci_low", "ci_high")
-# Table -> the stage that writes it, and the columns without which there is no report.
-TABLES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "per_case.csv": ("evaluate", ("case_id", "patient_id", "structure", "status")),
-    "summary.csv": ("evaluate", ("structure", "metric", "convention", *_INTERVAL, "mean", "median", "q1", "q3")),
-    "cases.csv": ("evaluate", ("case_id",)),
-    "comparison_summary.csv": (
-        "evaluate",
-        (
-            *("structure", "metric", "model_a", "model_b", *_INTERVAL, "mean_difference"),
-            *("n_missing", "wins", "ties", "losses", "p_holm"),
-        ),
-    ),
-    "agreement.csv": ("evaluate", ("structure", "statistic", "unit", "value", "ci_low", "ci_high", "n", "n_undefined")),
-    "reliability.csv": ("evaluate", ("structure", "n", "mean_probability", "hit_rate")),
-    "thresholds.csv": ("evaluate", ("structure", "metric", "threshold", "n", "n_undefined", "mean")),
-    "subgroups.csv": ("evaluate", ("covariate", "group", "structure", "metric", "convention", *_INTERVAL, "mean")),
-    "ranking.csv": ("evaluate", ("structure", "metric", "model", "n", "mean", "rank", "rank_low", "rank_high")),
-    "predictions.csv": ("predict", ("case_id", "output", "status", "reason")),
-    "unmatched.csv": ("evaluate", ("case_id", "missing", "file")),
-    "readers.csv": ("readers", tuple(BAND_COLUMNS)),
-    "reader_cases.csv": ("readers", ("case_id", "readers")),
-    "log.csv": ("train", ()),
-    "report.csv": ("check", ("case_id", "severity", "problem", "what_to_do")),
-}
 
 
 @dataclass(frozen=True)
@@ -93,7 +43,7 @@ class Facts:
     sampling_unit: str = "patient"
     spacing_mm: tuple[float, float, float] | None = None
     splits: tuple[str, ...] = ()
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
     design: str = ""
 
 
@@ -142,22 +92,6 @@ class ModelResults:
 
 
 @dataclass(frozen=True, eq=False)
-class ReaderAgreement:
-    """What `medseg readers` has found: the band to see the models in.
-
-    Args:
-        table: readers.csv.
-        cases: that two readers or more have read.
-        sampling_unit, confidence: of the readers' intervals.
-    """
-
-    table: pd.DataFrame
-    cases: frozenset[str]
-    sampling_unit: str
-    confidence: float
-
-
-@dataclass(frozen=True, eq=False)
 class ReportData:
     """All that a report is made of.
 
@@ -202,31 +136,6 @@ class ReportData:
         return labels.names if labels and labels.regions else self.structures
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV table: names as text, all else as numbers where every filled cell is one; an empty cell is NaN.
-
-    Raises: StageError where the file is missing, is not a table or lacks a column.
-    """
-    stage, needed = TABLES[path.name]
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError:
-        raise StageError(f"{path} does not exist; run `medseg {stage}` first.") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise StageError(
-            f"{path} is not a readable table ({' '.join(str(error).split())}); run `medseg {stage}` again."
-        ) from None
-    if missing := [column for column in needed if column not in table]:
-        raise StageError(f"{path} has no column {', '.join(missing)}; run `medseg {stage}` again.")
-    return table.apply(lambda column: column if column.name in TEXT else _numbers(column))
-
-
-def _numbers(column: pd.Series[str]) -> pd.Series[Any]:
-    filled = column.str.strip() != ""
-    numbers = pd.to_numeric(column.where(filled), errors="coerce")
-    return numbers if numbers[filled].notna().all() else column
-
-
 def collect_run(
     folder: Path,
     name: str,
@@ -257,9 +166,9 @@ def collect_run(
         cases=tuple(cases),
         channels=tuple(channels),
         labels=labels,
-        checks=_optional(folder / "check" / "report.csv"),
-        comparison_summary=_optional(folder / "evaluate" / "comparison_summary.csv"),
-        ranking=_optional(folder / "evaluate" / "ranking.csv"),
+        checks=read_if_there(folder / "check" / "report.csv"),
+        comparison_summary=read_if_there(folder / "evaluate" / "comparison_summary.csv"),
+        ranking=read_if_there(folder / "evaluate" / "ranking.csv"),
         absent=tuple(m for m in models if m not in evaluated),
         plan=plan,
         records={key: record for key, record in records.items() if record},
@@ -273,15 +182,7 @@ def collect_folders(folders: Sequence[Path]) -> ReportData:
 
     Raises: StageError naming a folder that holds neither, or where the evaluations do not go together.
     """
-    found: dict[str, Path] = {}
-    for folder in folders:
-        for place in _evaluations(folder):
-            name = place.resolve().name
-            if name in found:
-                name = f"{_origin(place)}/{name}"
-            if name in found:
-                raise StageError(f"{place} and {found[name]} would have one name in the report; rename one folder.")
-            found[name] = place
+    found = name_evaluations(folders)
     models = tuple(_read_evaluation(name, place) for name, place in found.items())
     records = {("evaluate", n): read_record(p) for n, p in found.items()}
     return ReportData(
@@ -290,39 +191,15 @@ def collect_folders(folders: Sequence[Path]) -> ReportData:
         models=models,
         records={key: record for key, record in records.items() if record},
         commands=(" ".join(["medseg report", *(str(f) for f in folders)]),),
-        comparison_summary=_optional(folders[0] / "evaluate" / "comparison_summary.csv") if len(folders) == 1 else None,
-        ranking=_optional(folders[0] / "evaluate" / "ranking.csv") if len(folders) == 1 else None,
+        comparison_summary=read_if_there(folders[0] / "evaluate" / "comparison_summary.csv") if len(folders) == 1 else None,
+        ranking=read_if_there(folders[0] / "evaluate" / "ranking.csv") if len(folders) == 1 else None,
     )
 
 
 def with_readers(data: ReportData, folder: Path) -> ReportData:
-    """`data` with the agreement of readers that `medseg readers` has written to a folder.
-
-    Raises: StageError where the folder holds none, or it has no structure or no metric of the evaluations.
-    """
-    if not (folder / "readers.csv").is_file():
-        raise StageError(f"{folder} holds no readers.csv; give a folder that `medseg readers` has written.")
-    table, record = read_table(folder / "readers.csv"), read_record(folder) or {}
-    _require_common(folder, "structure", table["structure"], data.structures, "measure them with the evaluations' labels.yaml")
+    """`data` with the agreement of readers that `medseg readers` has written to a folder. Raises: as `read_agreement`."""
     metrics = [metric for model in data.models for metric in model.summary["metric"]]
-    _require_common(folder, "metric", table["metric"], metrics, "evaluate with one of these, in the same unit")
-    inputs = record.get("inputs", {})
-    found = ReaderAgreement(
-        table,
-        frozenset(read_table(folder / "reader_cases.csv")["case_id"]),
-        str(inputs.get("sampling_unit", "case")),
-        float(inputs.get("evaluate", {}).get("confidence", Facts.confidence)),
-    )
-    return replace(data, readers=found)
-
-
-def _require_common(folder: Path, what: str, theirs: Iterable[str], ours: Iterable[str], cure: str) -> None:
-    theirs, ours = list(dict.fromkeys(theirs)), list(dict.fromkeys(ours))
-    if not set(theirs) & set(ours):
-        raise StageError(
-            f"{folder}: the readers have no {what} in common with the evaluations (readers: {', '.join(theirs) or 'none'}; "
-            f"evaluations: {', '.join(ours)}); {cure}."
-        )
+    return replace(data, readers=read_agreement(folder, data.structures, metrics))
 
 
 def _with_intervals(facts: Facts, records: Mapping[str, dict[str, Any] | None]) -> Facts:
@@ -346,32 +223,17 @@ def _with_intervals(facts: Facts, records: Mapping[str, dict[str, Any] | None]) 
     )
 
 
-def _evaluations(folder: Path) -> list[Path]:
-    if (folder / "per_case.csv").exists():
-        return [folder]
-    inside = sorted(p.parent for p in (folder / "evaluate").glob("*/per_case.csv"))
-    if not inside:
-        raise StageError(f"{folder} holds no per_case.csv; give folders that `medseg evaluate` has written.")
-    return inside
-
-
-def _origin(evaluation: Path) -> str:
-    """The run that an evaluation belongs to: the folder above `evaluate`, or the one above the evaluation."""
-    above = evaluation.resolve().parent
-    return (above.parent if above.name == "evaluate" else above).name
-
-
 def _read_evaluation(name: str, place: Path) -> ModelResults:
     return ModelResults(
         name,
         read_table(place / "per_case.csv"),
         read_table(place / "summary.csv"),
-        cases=_optional(place / "cases.csv"),
-        agreement=_optional(place / "agreement.csv"),
-        reliability=_optional(place / "reliability.csv"),
-        thresholds=_optional(place / "thresholds.csv"),
-        subgroups=_optional(place / "subgroups.csv"),
-        unmatched=_optional(place / "unmatched.csv"),
+        cases=read_if_there(place / "cases.csv"),
+        agreement=read_if_there(place / "agreement.csv"),
+        reliability=read_if_there(place / "reliability.csv"),
+        thresholds=read_if_there(place / "thresholds.csv"),
+        subgroups=read_if_there(place / "subgroups.csv"),
+        unmatched=read_if_there(place / "unmatched.csv"),
     )
 
 
@@ -379,7 +241,7 @@ def _read_model(folder: Path, model: str, plan: dict[str, Any], evaluation: dict
     place = folder / "train" / model
     folds = [place / f"fold_{number}" for number in range(len(list(place.glob("fold_*/log.csv"))))]
     table = folder / "predict" / model / "predictions.csv"
-    predictions = _optional(table)
+    predictions = read_if_there(table)
     if predictions is not None and "model_sha256" in predictions:
         require_models(table, predictions["model_sha256"], place)
     measured = evaluation.get("inputs", {}).get("predictions_csv")
@@ -390,16 +252,12 @@ def _read_model(folder: Path, model: str, plan: dict[str, Any], evaluation: dict
         _read_evaluation(model, folder / "evaluate" / model),
         predictions=predictions,
         predictions_folder=folder / "predict" / model,
-        log=_optional(place / "log.csv"),
+        log=read_if_there(place / "log.csv"),
         fold_logs=tuple(read_table(fold / "log.csv") for fold in folds),
         settings=dict(plan.get("models", {}).get(model, {}))
         | {"schedules": [_json(training / "schedule.json") for training in folds or [place]]}
         | {"records": [record for training in folds or [place] if (record := read_record(training))]},
     )
-
-
-def _optional(path: Path) -> pd.DataFrame | None:
-    return read_table(path) if path.exists() else None
 
 
 def _text(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ class Table:
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: Sequence[bool]
+
+    @property
+    def groups(self) -> list[tuple[str, list[Sequence[str]]]]:
+        """The printed rows, those together that follow one another and begin alike."""
+        return [(first, list(rows)) for first, rows in groupby(self.rows, key=lambda row: row[0])]
 
 
 def write_tables(tables: Sequence[Table], folder: Path) -> None:

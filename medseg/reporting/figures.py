@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,21 @@ from medseg.metrics.calibration import Reliability, expected_calibration_error
 from medseg.reporting.bands import reader_spans, spans_text
 from medseg.reporting.cases import case_flow
 from medseg.reporting.collect import ModelResults, ReportData
+from medseg.reporting.recipe import listing
 from medseg.reporting.words import describe, find_metric
 
 STRIP_METRICS = ("dice", "hd95")
+LARGEST = 1.3  # times its own size a figure is shown, so that a small one has no huge letters
 MOST_PANELS = 24  # of volume agreement: the structures beyond stand in the tables only
 
 
 @dataclass(frozen=True)
 class PlacedFigure:
-    """A figure in the page: its markup, which is trusted, and the file it also stands in."""
+    """A figure in the page: its markup, which is trusted, the file it also stands in, and what its caption must say of it."""
 
     markup: Markup
     file: str
+    note: str = ""
 
 
 def flow(data: ReportData, folder: Path) -> PlacedFigure:
@@ -61,7 +64,10 @@ def strips(data: ReportData, folder: Path) -> PlacedFigure | None:
     names = " and ".join(t.label for t in texts)
     spans = reader_spans(data, columns)
     alt = f"Strip plots of {names} of every case, for each structure and model; the tables give the figures."
-    return _place_plot(strip_figure(rows, scales, spans), folder, "cases", alt + spans_text(spans, columns))
+    figure = strip_figure(rows, scales, spans)
+    bent = [t.label for axes, t in zip(figure.axes, texts, strict=True) if axes.get_xscale() == "symlog"]
+    note = f"The scale of {listing(bent)} is logarithmic beyond the usual values." if bent else ""
+    return replace(_place_plot(figure, folder, "cases", alt + spans_text(spans, columns)), note=note)
 
 
 def agreement(data: ReportData, folder: Path) -> PlacedFigure | None:
@@ -137,7 +143,8 @@ def reliability(data: ReportData, folder: Path) -> PlacedFigure | None:
     alt = (
         "Reliability diagrams: the probability given against the share of voxels in the structure, for each structure and model."
     )
-    return _place_plot(reliability_figure(panels[:MOST_PANELS]), folder, "reliability", alt)
+    shown = panels[: MOST_PANELS - MOST_PANELS % len(data.models)]
+    return _place_plot(reliability_figure(shown, len(data.models)), folder, "reliability", alt)
 
 
 def _bins(table: pd.DataFrame, structure: str) -> Reliability:
@@ -169,7 +176,9 @@ def _place_plot(figure: Figure, folder: Path, name: str, alt: str) -> PlacedFigu
     path = save_print(figure, folder / f"{name}.png")
     # matplotlib escapes what users named, so the SVG is trusted; the label is not from there and is escaped here.
     label = Markup('<svg role="img" aria-label="{}" width="{}" ').format(alt, round(96 * figure.get_size_inches()[0]))
-    return PlacedFigure(Markup(to_svg(figure, name).replace("<svg ", label, 1)), path.name)
+    markup = to_svg(figure, name).replace("<svg ", label, 1)
+    markup = markup.replace('style="', f'style="max-width: {round(96 * LARGEST * figure.get_size_inches()[0])}px; ', 1)
+    return PlacedFigure(Markup(markup), path.name)
 
 
 def _values(per_case: pd.DataFrame, structure: str, column: str) -> Any:

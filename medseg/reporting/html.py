@@ -24,6 +24,7 @@ from medseg.reporting import (
     methods,
     pdf,
     provenance,
+    recipe,
     sheets,
     statistics,
     tables,
@@ -39,6 +40,8 @@ HEADLINE = ("dice", "hd95")
 # A longer table of cases is data in the page, and so many rows of it are there for readers without scripts.
 PLAIN_ROWS, FIRST_ROWS = 400, 100
 RUNNING_TITLE = 90  # letters at the head of a printed page
+PRINTED_METRICS = 10  # of every case; more columns do not fit a sheet of paper
+ON_SCREEN = re.compile(r'<script\b.*?</script>|<details class="screen">.*?</details>|<img class="sheet[^>]*>', re.DOTALL)
 MOST_ROWS = 50  # of cases that failed, and of missed structures
 
 
@@ -71,8 +74,11 @@ def _write(data: ReportData, folder: Path, config: ReportConfig) -> None:
 
 
 def _for_paper(page: str) -> str:
-    """The page as it is printed: nothing runs, nothing is folded away or loaded late."""
-    page = re.sub(r"<script\b.*?</script>", "", page, flags=re.DOTALL)
+    """The page as it is printed: nothing runs, nothing is folded away or loaded late, and what only a screen shows is gone."""
+    page = re.sub(
+        r'<script\b.*?</script>|<details class="screen">.*?</details>|<img class="sheet[^>]*>', "", page, flags=re.DOTALL
+    )
+    page = pdf.as_jpeg(page)
     return page.replace("<details>", "<details open>").replace(' loading="lazy"', "")
 
 
@@ -107,6 +113,7 @@ def _content(data: ReportData, folder: Path, config: ReportConfig) -> dict[str, 
         "unit_words": words.unit_words(data),
         "interval_note": tables.interval_note(data),
         "confidence": tables.confidence(data),
+        "patch": recipe.patch_text(data.plan),
         "flow": cases.flow_rows(data),
         "failures": cases.failures(data),
         "not_measured": cases.not_measured(data),
@@ -149,9 +156,11 @@ def _css_text(text: str) -> Markup:
 
 def _case_rows(table: cases.CaseTable) -> dict[str, Any]:
     """The table of every case: its rows in the page or, where they are many, as data of which the page shows those in sight."""
+    numbers = [i for i, numeric in enumerate(table.numeric) if numeric]
+    content = {"per_case": table, "beyond": set(numbers[PRINTED_METRICS:]), "printed_metrics": PRINTED_METRICS}
     if len(table.rows) <= PLAIN_ROWS:
-        return {"per_case": table, "shown_rows": table.rows, "row_data": None}
+        return content | {"shown_rows": table.rows, "row_data": None}
     rows = [[c.text if c.value is None else [c.text, float(f"{c.value:.7g}")] for c in row] for row in table.rows]
     # Nothing in a script element is text to the parser but its end.
     text = json.dumps({"rows": rows, "anchors": table.anchors}, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return {"per_case": table, "shown_rows": table.rows[:FIRST_ROWS], "row_data": Markup(text)}
+    return content | {"shown_rows": table.rows[:FIRST_ROWS], "row_data": Markup(text)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.files import write_text
+from medseg.metrics.calibration import MARGIN, N_BINS
 from medseg.metrics.table import METRICS
 from medseg.reporting import recipe
 from medseg.reporting.cases import flow_rows
@@ -15,14 +16,14 @@ from medseg.reporting.citations import Source, bibtex, cite, number, plain
 from medseg.reporting.collect import ReportData
 from medseg.reporting.provenance import commit_text, duration, machine_text
 from medseg.reporting.recipe import listing
-from medseg.reporting.tables import LEAST_UNITS, count_units
+from medseg.reporting.tables import LEAST_UNITS, count_units, units_repeat
 from medseg.reporting.words import describe, metric_columns, unit_words
 
 MODALITIES = {
     "ct": "computed tomography",
     "mr": "magnetic resonance imaging",
     "microscopy": "microscopy",
-    "rgb": "colour photography",
+    "rgb": "colour images",
 }
 # The start of a metric's column -> whom to cite.
 PAPERS = {
@@ -32,10 +33,22 @@ PAPERS = {
     "adapted_rand_error": ("argandacarreras2015",),
     "v_rand": ("argandacarreras2015",),
     "v_info": ("argandacarreras2015",),
+    "panoptic_quality": ("kirillov2019",),
+    "aji": ("kumar2017",),
+    "ece": ("guo2017",),
+    "brier": ("brier1950",),
 }
+PERSONS = ("Dice", "Hausdorff", "Brier", "Betti")  # their names keep the capital within a sentence
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 MEASURING = ("numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "pandas")
-NAMES = {"python": "Python", "torch": "PyTorch", "monai": "MONAI", "numpy": "NumPy", "scipy": "SciPy"}
+NAMES = {"python": "Python", "torch": "PyTorch", "monai": "MONAI", "openvino": "OpenVINO", "numpy": "NumPy", "scipy": "SciPy"}
+# A statistic of agreement.csv -> what it stands for, and whom to cite.
+SIZES = {
+    "limit_lower": ("limits of agreement", ("bland1986",)),
+    "icc_2_1": ("intraclass correlation", ("shrout1979",)),
+    "passing_bablok_slope": ("Passing-Bablok regression", ("passing1983",)),
+    "deming_slope": ("Deming regression", ("linnet1993",)),
+}
 SOFTWARE_PAPERS = {"torch": "paszke2019", "monai": "cardoso2022"}
 
 
@@ -173,8 +186,15 @@ def evaluation_sentences(data: ReportData) -> list[str]:
             "structure in neither mask as perfect; means over defined values alone are given beside it."
         )
     found += object_sentences(data)
+    if any(column in ("ece", "brier") for column in columns):
+        found.append(
+            f"Probabilities were compared with the reference, in {N_BINS} bins for the calibration error, in the box around the "
+            f"structure in both masks and {MARGIN:g} mm, or pixels, about it."
+        )
     if any(_settings(data, model.name).get("resample") == "nearest" for model in data.models):
         found.append("Predictions on other grids than the reference's were laid onto these by nearest neighbour.")
+    if any(_settings(data, model.name).get("missing_structures") == "empty" for model in data.models):
+        found.append("A structure without a mask of its own in a case was taken as absent there.")
     return found
 
 
@@ -207,7 +227,7 @@ def _metric(column: str) -> str:
     text = describe(column)
     keys = [key for key in PAPERS if column == key or column.startswith(f"{key}_")]
     first = text.name.split()[0]
-    name = text.name[:1].lower() + text.name[1:] if first.istitle() and first != "Dice" else text.name
+    name = text.name[:1].lower() + text.name[1:] if first.istitle() and first not in PERSONS else text.name
     return plain(f"{name}{f' ({text.unit})' if text.unit else ''}") + (cite(*PAPERS[max(keys, key=len)]) if keys else "")
 
 
@@ -222,11 +242,11 @@ def statistics_sentences(data: ReportData) -> list[str]:
     units, words = min(count_units(model.per_case) for model in data.models), unit_words(data)
     given = any(model.summary["ci_low"].notna().any() for model in data.models)
     if "confidence" in settings and given:
+        how_many = f"{units} " if len({count_units(model.per_case) for model in data.models}) == 1 else ""
         draws = f" ({settings['bootstrap_resamples']} resamples)" if "bootstrap_resamples" in settings else ""
         found.append(
             f"Means are given with {100 * settings['confidence']:.3g} % bias-corrected and accelerated bootstrap "
-            f"intervals{cite('efron1987')} over {words}{draws}; all cases of a unit were resampled together, and means are over "
-            "cases."
+            f"intervals{cite('efron1987')} over {how_many}{words}{draws}{_together(data)}."
         )
     elif not given:
         few = f", as there are {units} {words} and fewer than {LEAST_UNITS}" if units < LEAST_UNITS else ""
@@ -234,7 +254,19 @@ def statistics_sentences(data: ReportData) -> list[str]:
     if data.readers is not None:
         n, cases = int(data.readers.table["n_readers"].max()), len(data.readers.cases)
         found.append(f"Agreement between every two of {n} readers was measured in the same way on {cases} cases.")
-    return found + _comparison(data)
+    return found + _sizes(data) + _comparison(data)
+
+
+def _together(data: ReportData) -> str:
+    """Where it matters, that the cases of a unit are not resampled one by one."""
+    return "; all cases of a unit were resampled together, and means are over cases" if units_repeat(data) else ""
+
+
+def _sizes(data: ReportData) -> list[str]:
+    """How predicted and reference sizes were held against each other."""
+    known = {s for model in data.models if model.agreement is not None for s in model.agreement["statistic"]}
+    parts = [f"{text}{cite(*papers)}" for name, (text, papers) in SIZES.items() if name in known]
+    return [f"Predicted and reference sizes were compared by {listing(parts)}."] if parts else []
 
 
 def _comparison(data: ReportData) -> list[str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
+import io
 import logging
+import re
 import shutil
 import subprocess
 import tempfile
 import warnings
 from pathlib import Path
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from medseg.core.files import atomic_path
 from medseg.drawing.style import THEME
@@ -21,6 +24,8 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--no-pdf-header-footer",
 )  # fmt: skip
+WEBP = re.compile(r"data:image/webp;base64,([A-Za-z0-9+/=]+)")
+JPEG_QUALITY = 90
 TIMEOUT = 180.0  # seconds
 HOW = "`pip install medseg[pdf]`, or install Chromium"
 
@@ -41,6 +46,19 @@ def write_pdf(page: str, path: Path) -> str:
         reasons.append(reason)
     path.unlink(missing_ok=True)
     return f"report.pdf was not written ({'; '.join(reasons)}); {HOW} to have it, or print report.html."
+
+
+def as_jpeg(page: str) -> str:
+    """A page with its WebP pictures as JPEG, which a PDF holds as they are; of another kind they would be many times as large."""
+    return WEBP.sub(lambda found: _jpeg(base64.b64decode(found[1])), page)
+
+
+def _jpeg(picture: bytes) -> str:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").save(
+        buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0
+    )  # thin lines keep hue
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _with_weasyprint(page: str, path: Path) -> str:

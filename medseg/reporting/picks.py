@@ -8,8 +8,9 @@ from typing import Literal
 
 import pandas as pd
 
+from medseg.evaluation.case import UNUSABLE
 from medseg.metrics.table import METRICS
-from medseg.reporting.cases import UNUSABLE, unread_references
+from medseg.reporting.cases import unread_references
 from medseg.reporting.collect import ModelResults, ReportData
 
 Kind = Literal["worst", "missed", "false positive", "median", "best"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 from medseg.core.errors import ConfigError
 from medseg.core.labels import LabelScheme
 from medseg.core.manifest import Case
-from medseg.core.record import some_of
+from medseg.core.wording import some_of
 from medseg.evaluation.pairs import Pair, pair_folders
+from medseg.io.file_names import CHANNEL_SUFFIX
 from medseg.io.formats import case_name, is_folder_scan, is_scan
 
-CHANNEL = re.compile(r"_\d{4}$")  # as nnU-Net numbers the channels of a case
 IMAGE_NAMES = ("ct", "mr", "mri", "image")  # of the scan in the folder of a case
 HOW = "“medseg report DIR --images DIR”"
 
@@ -30,6 +29,7 @@ class Pictures:
         masks: for each evaluation, the mask of each case that has one.
         nearest: evaluations in which masks on other voxels were resampled.
         note: what is not shown, and how to have it, in a sentence or two; may be empty.
+        missing_empty: a structure without a mask counted as absent.
     """
 
     labels: LabelScheme
@@ -37,6 +37,7 @@ class Pictures:
     masks: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     nearest: frozenset[str] = frozenset()
     note: str = ""
+    missing_empty: bool = False
 
 
 def find_pictures(records: Mapping[str, dict[str, Any]], images: Path | None = None) -> Pictures | None:
@@ -57,7 +58,7 @@ def find_pictures(records: Mapping[str, dict[str, Any]], images: Path | None = N
             )
         return None
     first = next(iter(own.values()))
-    alike = {n: i for n, i in own.items() if all(i.get(k) == first.get(k) for k in ("references", "labels"))}
+    alike = {n: i for n, i in own.items() if _read_by(i) == _read_by(first)}
     pairs, gone = _pairs(alike)
     references = {p.case_id: p.reference for found in pairs.values() for p in found}
     found = find_images(images, references) if images is not None else {}
@@ -68,7 +69,13 @@ def find_pictures(records: Mapping[str, dict[str, Any]], images: Path | None = N
         {name: {p.case_id: p.prediction for p in of if p.prediction is not None} for name, of in pairs.items()},
         frozenset(name for name, i in alike.items() if i.get("evaluate", {}).get("resample") == "nearest"),
         " ".join([*gone, *_notes(images, [c for c in references if c not in found], others)]),
+        missing_empty=_read_by(first)[-1] == "empty",
     )
+
+
+def _read_by(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What says how references were read, in the record of an evaluation."""
+    return inputs.get("references"), inputs.get("labels"), inputs.get("evaluate", {}).get("missing_structures", "unreadable")
 
 
 def _pairs(evaluations: Mapping[str, dict[str, Any]]) -> tuple[dict[str, list[Pair]], list[str]]:
@@ -101,7 +108,7 @@ def find_images(folder: Path, case_ids: Iterable[str]) -> dict[str, Path]:
         if (image := _image(path)) is None:
             continue
         name = case_name(path) if is_scan(path) else path.name
-        case = case_of.get(name.lower()) or case_of.get(CHANNEL.sub("", name).lower())
+        case = case_of.get(name.lower()) or case_of.get(CHANNEL_SUFFIX.sub("", name).lower())
         if case is None or (case in found and names[case] != name):  # a further channel
             continue
         if case in found:

@@ -122,10 +122,22 @@ def network_sentences(data: ReportData) -> list[str]:
     """What each network is."""
     found = [_network(data, model) for model in data.models if model.settings.get("architecture")]
     if found and data.plan.get("patch_voxels"):
-        unit = "pixels" if data.plan.get("preprocessing", {}).get("physical") is False else "voxels"
         batch = f", in batches of {data.plan['batch_size']}" if "batch_size" in data.plan else ""
-        found.append(f"Networks saw patches of {size(data.plan['patch_voxels'])} {unit}{batch}.")
+        found.append(f"Networks saw patches of {_patch(data.plan)}{batch}.")
     return found
+
+
+def patch_text(plan: Mapping[str, Any]) -> str:
+    """A patch's size, and of what voxels: `64 × 64 × 32 voxels of 1 × 1 × 2.5 mm`; empty where no plan says it."""
+    if not plan.get("patch_voxels"):
+        return ""
+    spacing = plan.get("preprocessing", {}).get("spacing")
+    return _patch(plan) + (f" of {' × '.join(f'{s:.3g}' for s in spacing)} mm" if spacing else "")
+
+
+def _patch(plan: Mapping[str, Any]) -> str:
+    unit = "pixels" if plan.get("preprocessing", {}).get("physical") is False else "voxels"
+    return f"{size(plan['patch_voxels'])} {unit}"
 
 
 def _network(data: ReportData, model: ModelResults) -> str:
@@ -172,12 +184,28 @@ def training_sentences(data: ReportData) -> list[str]:
     found = [_optimisation(settings)]
     if inputs.get("init_from_sha256"):
         found.append(f"Training started from the weights of a model with the SHA-256 {inputs['init_from_sha256']}.")
-    if "foreground_fraction" in settings:
-        share = f"{100 * settings['foreground_fraction']:.3g}"
-        found.append(f"Of each batch {share} % of the patches were centred on a structure.")
+    found += foreground_sentences(data, settings)
     found += _lengths(data)
+    if settings.get("budget_minutes"):
+        of = " a fold" if data.facts.design else " a model" if len(data.models) > 1 else ""
+        budget = f"{figure(settings['budget_minutes'])} min{of}"
+        found.append(f"The number of steps was what a budget of {budget} allowed at the speed measured at the start.")
     found += _augmentation(data, settings.get("augmentation", {}))
     return found + chosen_sentences(data)
+
+
+def foreground_sentences(data: ReportData, settings: Mapping[str, Any]) -> list[str]:
+    """How many patches of a batch were centred on a structure, of the settings of a training."""
+    share, batch = settings.get("foreground_fraction"), data.plan.get("batch_size")
+    if not share:
+        return []
+    if not batch:
+        return [f"Of each batch {100 * share:.3g} % of the patches were centred on a structure, and at least one."]
+    centred = max(1, round(batch * share))  # as training/dataset.py has it
+    were = "was" if centred == 1 else "were"
+    others = "the others lay anywhere" if batch > centred + 1 else "the other lay anywhere"
+    rest = f", {others}" if batch > centred else ""
+    return [f"Of the {batch} patches of each batch {centred} {were} centred on a structure{rest}."]
 
 
 def training_record(data: ReportData, model: ModelResults) -> dict[str, Any] | None:
@@ -258,25 +286,45 @@ def chosen_sentences(data: ReportData) -> list[str]:
 
 
 def finishing_sentences(data: ReportData) -> list[str]:
-    """What was chosen on validation cases after the last step."""
-    return [s for model in data.models if (s := _finish(data, model))]
+    """What was chosen on validation cases after the last step, and what it changed there; alike for all models where it was."""
+    told: dict[str, list[str]] = {}
+    for model in data.models:
+        record = training_record(data, model)
+        if record and (figures := record.get("finish")):
+            told.setdefault(_chosen_after(record, figures), []).append(_changed(model, record, figures))
+    return [f"{text}. There {'; '.join(changes)}." for text, changes in told.items()]
 
 
-def _finish(data: ReportData, model: ModelResults) -> str:
-    record = training_record(data, model)
-    figures = record.get("finish") if record else None
-    if not record or not figures:
-        return ""
-    fold = " of the first fold" if len(model.settings.get("schedules", [])) > 1 else ""
-    whose = f"of the model {plain(model.name)}{fold}"
-    cases = f"{figures['cases']} validation cases"
+def _chosen_after(record: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    logits, cases = f"temperature for the logits{cite('guo2017')}", f"{figures['cases']} validation cases"
     if not record["inputs"]["training"].get("postprocessing"):
-        return f"After training, a temperature for the logits{cite('guo2017')} {whose} was chosen on {cases}."
-    dice = [figure(figures["dice"][when]) for when in ("before", "after")]
-    return (
-        f"After training, rules for removing small pieces and a temperature for the logits{cite('guo2017')} {whose} were chosen "
-        f"on {cases}, whose mean Dice was {dice[0]} before and {dice[1]} after."
-    )
+        return f"After training, a {logits} was chosen on {cases}"
+    return f"After training, rules for removing small pieces and a {logits} were chosen on {cases}"
+
+
+def _changed(model: ModelResults, record: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    fold = "first fold; " if len(model.settings.get("schedules", [])) > 1 else ""
+    how = f" ({fold}{_choices(record['chosen'])})" if "chosen" in record else f" ({fold[:-2]})" if fold else ""
+    parts = [f"the mean Dice of {plain(model.name)}{how} was {_before_after(figures['dice'])}"]
+    if "calibration_error" in figures:
+        parts.append(f"its calibration error {_before_after(figures['calibration_error'])}")
+    return listing(parts)
+
+
+def _choices(chosen: Mapping[str, Any]) -> str:
+    """The temperature, and what of each structure is removed."""
+    told = [f"temperature {chosen['temperature']:.3g}"]
+    for structure, rule in chosen["postprocessing"].items():
+        kept = ["only its largest piece"] if rule["keep_largest"] else []
+        if rule["smallest_volume"]:
+            kept.append(f"no piece below {rule['smallest_volume']:.3g} mm³ (or voxels, without a size)")
+        told.append(f"of {plain(structure)} {listing(kept)}")
+    return "; ".join(told if chosen["postprocessing"] else [*told, "no rule helped"])
+
+
+def _before_after(values: Mapping[str, float]) -> str:
+    before, after = (f"{values[when]:.3f}" for when in ("before", "after"))
+    return f"{before} before and after" if before == after else f"{before} before and {after} after"
 
 
 def inference_sentences(data: ReportData) -> list[str]:

@@ -139,8 +139,9 @@ def _records(name: str, caption: str, rows: Iterable[Any], kind: type, numbers: 
         return None
     printed = [[str(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     for column in numbers.split():
-        values = pd.to_numeric(frame[column], errors="coerce")
-        frame[column] = values.astype("Int64") if name == "cases_flow" else frame[column]
+        values = pd.to_numeric(frame[column].astype(str).str.replace("\u202f", ""), errors="coerce")
+        if values.notna().any():  # a time in words stays as it is
+            frame[column] = values.astype("Int64") if (values.dropna() % 1 == 0).all() else values
     headers = [column.replace("_", " ").capitalize() for column in names]
     return Table(name, caption, frame, headers, printed, [column in numbers.split() for column in names])
 

@@ -13,18 +13,21 @@ from medseg.evaluation.thresholds import best_of_mean
 from medseg.reporting.bands import reader_table
 from medseg.reporting.collect import ModelResults, ReportData
 from medseg.reporting.exports import Table
-from medseg.reporting.tables import confidence
+from medseg.reporting.tables import confidence, units_repeat
 from medseg.reporting.words import NONE, MetricText, describe, format_number, unit_words
 
-# statistic in agreement.csv -> its header; those of a size carry the unit.
+# statistic in agreement.csv -> how it is called; those of a size carry the unit.
 AGREEMENT = {
     "bias": "Bias",
-    "limit_lower": "Lower limit",
-    "limit_upper": "Upper limit",
+    "limit_lower": "Lower limit of agreement",
+    "limit_upper": "Upper limit of agreement",
+    "bias_slope": "Slope of the difference over the mean",
     "icc_2_1": "ICC(2,1)",
     "icc_3_1": "ICC(3,1)",
-    "passing_bablok_slope": "Slope (Passing-Bablok)",
-    "deming_slope": "Slope (Deming)",
+    "passing_bablok_slope": "Passing-Bablok slope",
+    "passing_bablok_intercept": "Passing-Bablok intercept",
+    "deming_slope": "Deming slope",
+    "deming_intercept": "Deming intercept",
     "within_subject_cv": "Within-subject CV",
 }
 
@@ -66,26 +69,42 @@ def _agreement(data: ReportData) -> Table | None:
     table = _of_models(data, "agreement")
     if table is None:
         return None
-    unit = next((u for u in table["unit"] if u), "")
+    parts = {(structure, model): part.set_index("statistic") for structure, model, part in _parts(data, table)}
+    models = [model.name for model in data.models if any(model.name == name for _, name in parts)]
     shown = [s for s in AGREEMENT if (table["statistic"] == s).any()]
     rows = [
-        [structure, model, *_figures(part, shown), format_number(part["n"].iloc[0], 0)]
-        for structure, model, part in _parts(data, table)
+        [structure, text, *cells]
+        for structure in dict.fromkeys(structure for structure, _ in parts)
+        for text, cells in _statistics([parts.get((structure, model)) for model in models], shown)
     ]
-    sized = {"bias", "limit_lower", "limit_upper"}
-    headers = ["Structure", "Model", *(f"{AGREEMENT[s]} ({unit})" if s in sized and unit else AGREEMENT[s] for s in shown), "n"]
-    caption = (
-        f"Agreement of predicted and reference sizes, with {confidence(data)} intervals. Limits of agreement after Bland and "
-    )
-    caption += "Altman; ICC(2,1) is of absolute agreement, ICC(3,1) of consistency; a slope of 1 is agreement. "
-    caption += "What has no prediction counts as size 0, a structure in neither mask is a pair of zeros, and a patient’s "
-    caption += "scans are averaged first."
-    return Table("agreement", caption, table, headers, rows, [False] * 2 + [True] * (len(shown) + 1))
+    caption = f"Agreement of predicted and reference sizes, with {confidence(data)} intervals. Limits of agreement after Bland "
+    caption += "and Altman; where the difference’s slope is not 0, the bias grows with the size or the two differ in spread. "
+    caption += "ICC(2,1) is of absolute agreement, ICC(3,1) of consistency; lines are of prediction over reference, and a slope "
+    caption += f"of 1 with an intercept of 0 is agreement. n counts {unit_words(data)}. What has no prediction counts as size 0, "
+    caption += f"and a structure in neither mask is a pair of zeros{_averaged(data)}."
+    return Table("agreement", caption, table, ["Structure", "Statistic", *models], rows, [False] * 2 + [True] * len(models))
 
 
-def _figures(part: pd.DataFrame, shown: Sequence[str]) -> list[str]:
-    found = {row["statistic"]: row for _, row in part.iterrows()}
-    return [_with_limits(describe(s), found[s], "value") if s in found else NONE for s in shown]
+def _statistics(models: Sequence[pd.DataFrame | None], shown: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """A structure's rows: what stands in each, and the cell of each model."""
+    known = [part for part in models if part is not None]
+    for name in shown:
+        found = [_row(part, name) for part in models]
+        unit = next((row["unit"] for row in found if row is not None and row["unit"]), "")
+        cells = [NONE if row is None else _with_limits(describe(name), row, "value") for row in found]
+        yield f"{AGREEMENT[name]}{f' ({unit})' if unit else ''}", cells
+    if known:
+        yield "n", [NONE if part is None else format_number(part["n"].iloc[0], 0) for part in models]
+
+
+def _row(part: pd.DataFrame | None, statistic: str) -> pd.Series[Any] | None:
+    rows = part[part.index == statistic] if part is not None else ()
+    return rows.iloc[0] if len(rows) else None  # type: ignore[union-attr]
+
+
+def _averaged(data: ReportData) -> str:
+    """Where it matters, that several cases of a unit are one value."""
+    return f"; the cases of each of the {unit_words(data)} are averaged first" if units_repeat(data) else ""
 
 
 def _subgroups(data: ReportData, headline: Sequence[str]) -> Table | None:

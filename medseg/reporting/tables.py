@@ -133,7 +133,8 @@ def abstract(data: ReportData, columns: Iterable[str]) -> str:
     where = f" of {data.facts.name}" if data.facts.name else ""
     start = f"{models} {'was' if len(data.models) == 1 else 'were'} evaluated on {n_cases} cases{over}{where} for {what}"
     results = "; ".join(_headline(data, head, place) for place in range(len(head.metrics)))
-    return f"{start}: {results}; what was missed counts as worst." if results else f"{start}."
+    intervals = f" In brackets are {confidence(data)} intervals over {words}." if head.any_interval else ""
+    return f"{start}: {results}; what was missed counts as worst.{intervals}" if results else f"{start}."
 
 
 def _headline(data: ReportData, head: Headline, place: int) -> str:
@@ -144,17 +145,17 @@ def _headline(data: ReportData, head: Headline, place: int) -> str:
         if len(cells) > MOST_NAMED:
             ordered = sorted(cells, key=lambda item: _mean(model, metric.column, item[0]))
             (low, least), (high, most) = ordered[0], ordered[-1]
-            text = f"from {_with_interval(data, least)} ({low}) to {_with_interval(data, most)} ({high})"
+            text = f"from {_with_interval(least)} ({low}) to {_with_interval(most)} ({high})"
         else:
-            text = " and ".join(_with_interval(data, cell) + (f" ({s})" if len(head.rows) > 1 else "") for s, cell in cells)
+            text = " and ".join(_with_interval(cell) + (f" ({s})" if len(head.rows) > 1 else "") for s, cell in cells)
         if text:
             told.append(f"{text} for {model.name}" if n > 1 else text)
     unit = f" in {metric.unit}" if metric.unit else ""
     return f"mean {metric.name}{unit} {', '.join(told)}"
 
 
-def _with_interval(data: ReportData, cell: SummaryRow) -> str:
-    return cell.mean if cell.interval == NONE else f"{cell.mean} [{confidence(data)} interval {cell.interval}]"
+def _with_interval(cell: SummaryRow) -> str:
+    return cell.mean if cell.interval == NONE else f"{cell.mean} [{cell.interval}]"
 
 
 def _mean(model: ModelResults, metric: str, structure: str) -> float:
@@ -166,6 +167,11 @@ def _mean(model: ModelResults, metric: str, structure: str) -> float:
 def count_units(per_case: pd.DataFrame) -> int:
     """How many units an evaluation resamples: patients, or cases where none is named."""
     return len(set(units_of(per_case)))
+
+
+def units_repeat(data: ReportData) -> bool:
+    """Whether a unit has several cases in any evaluation."""
+    return any(count_units(model.per_case) != model.per_case["case_id"].nunique() for model in data.models)
 
 
 def interval_note(data: ReportData) -> str:
@@ -304,7 +310,9 @@ def _with_ends(text: MetricText, value: float, low: float, high: float) -> str:
 
 def _signed(text: MetricText, value: float) -> str:
     shown = text.format(value)
-    return f"+{shown}" if pd.notna(value) and value > 0 else shown
+    if not set(shown) & set("123456789"):
+        return shown.lstrip("−")  # as printed it is zero, which has no sign
+    return f"+{shown}" if value > 0 else shown
 
 
 def _p_value(p: float) -> str:

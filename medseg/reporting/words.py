@@ -74,7 +74,12 @@ def describe(column: str) -> MetricText:
 
 def unit_words(data: ReportData) -> str:
     """What the intervals are over, in the plural."""
-    return UNIT_WORDS.get(data.facts.sampling_unit, f"{data.facts.sampling_unit}s")
+    return plural(data.facts.sampling_unit)
+
+
+def plural(unit: str) -> str:
+    """A sampling unit's name for several."""
+    return UNIT_WORDS.get(unit, f"{unit}s")
 
 
 def format_number(value: Any, decimals: int | None = None) -> str:

@@ -189,6 +189,14 @@ def test_half_way_positions_round_up_and_edges_count_as_inside() -> None:
     assert resample(array, grid, Grid((5, 1, 1), half), 0, fill=9).ravel().tolist() == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("noise", [-1e-6, 1e-6])
+def test_the_last_digits_of_a_header_do_not_decide_where_half_way_positions_go(noise: float) -> None:
+    grid = box()
+    shifted = Grid(SHAPE, grid.affine @ np.array([[1, 0, 0, 0.5 + noise], [0, 1, 0, 0.5 - noise], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    picture = counting(SHAPE)[None]
+    np.testing.assert_array_equal(resample(picture, grid, shifted, order=0)[0, :-1, :-1], picture[0, 1:, 1:])
+
+
 def test_a_planar_picture_stays_planar() -> None:
     grid = Grid.pixels((30, 20))
     array = np.random.default_rng(0).normal(size=(3, 30, 20, 1)).astype(np.float32)

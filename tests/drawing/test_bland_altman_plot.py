@@ -42,6 +42,14 @@ def test_labels_of_lines_that_lie_close_do_not_overlap():
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
+def test_labels_stand_beside_the_axes_where_no_dot_is_and_set_thousands_apart():
+    figure = agreement_figure([panel(bias=-12345.0, spread=2.0)])
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert all(text.get_window_extent().x0 >= axes.bbox.x1 for text in axes.texts)
+    assert axes.texts[1].get_text() == "−12\u202f345.00" and axes.yaxis.get_major_formatter()(-10000.0) == "−10\u202f000"
+
+
 def test_without_limits_only_the_points_stand():
     axes = agreement_figure([panel(bias=math.nan)]).axes[0]
     assert len(axes.lines) == 1 and not axes.texts

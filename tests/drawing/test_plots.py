@@ -77,6 +77,7 @@ def test_training_curves_skip_epochs_without_validation_and_mark_the_best():
     line, dot = figure.axes[1].lines
     np.testing.assert_array_equal(line.get_xdata(), [2, 4, 6])
     assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (4, 0.8)
+    assert figure.axes[1].get_title(loc="right") == "best 0.800 in epoch 4"
 
 
 def test_training_curves_of_one_epoch_or_without_any_validation(tmp_path):

@@ -25,3 +25,8 @@ def test_panels_stand_three_in_a_row() -> None:
     figure = reliability_figure([diagram(str(n)) for n in range(4)])
     shown = [a for a in figure.axes if a.get_visible()]
     assert len(shown) == 4 and [a.get_ylabel() != "" for a in shown] == [True, False, False, True]
+
+
+def test_two_models_of_a_structure_stand_side_by_side() -> None:
+    figure = reliability_figure([diagram(str(n)) for n in range(4)], models=2)
+    assert [a.get_ylabel() != "" for a in figure.axes if a.get_visible()] == [True, False, True, False]

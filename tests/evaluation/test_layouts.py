@@ -44,3 +44,28 @@ def test_two_masks_of_a_case_in_its_folder(save_labels, tmp_path):
         save_labels(f"masks/{name}.nii.gz", np.zeros((2, 2, 2)))
     with pytest.raises(ConfigError, match=r"p1/p1_label\.nii\.gz and p1/p1_seg\.nii\.gz are both case `p1`"):
         find_masks(tmp_path / "masks", "predictions")
+
+
+def test_a_case_whose_folder_is_empty_is_no_case_less(save_labels, tmp_path):
+    for name in ("p1/liver", "p1/spleen", "p2/liver"):
+        save_labels(f"masks/{name}.nii.gz", np.zeros((2, 2, 2)))
+    for name in ("p3", "p4/segmentations"):
+        (tmp_path / "masks" / name).mkdir(parents=True)
+    found = {name: path.relative_to(tmp_path / "masks") for name, path in find_masks(tmp_path / "masks", "references").items()}
+    assert {name: str(path) for name, path in found.items()} == {"p1": "p1", "p2": "p2", "p3": "p3", "p4": "p4/segmentations"}
+    (tmp_path / "none" / "p1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds no label map"):
+        find_masks(tmp_path / "none", "references")
+
+
+def test_a_link_to_what_was_never_brought_is_a_case(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "p1.nii.gz").symlink_to(tmp_path / "annex" / "p1.nii.gz")
+    assert list(find_masks(tmp_path / "masks", "references")) == ["p1"]
+
+
+def test_a_name_that_no_table_can_hold(save_labels, tmp_path):
+    path = save_labels("masks/p1.nii.gz", np.zeros((2, 2, 2)))
+    path.rename(path.with_name(b"M\xfcller.nii.gz".decode("utf-8", "surrogateescape")))
+    with pytest.raises(ConfigError, match=r"the name 'M\\udcfcller\.nii\.gz' is not UTF-8"):
+        find_masks(tmp_path / "masks", "references")

@@ -66,6 +66,15 @@ def test_a_missing_file_is_never_an_empty_mask(tmp_path: Path) -> None:
     assert note_absent(empty, scheme()) == ""
 
 
+def test_a_missing_file_means_an_empty_mask_where_that_is_stated(tmp_path: Path) -> None:
+    place = folder(tmp_path / "p", **{"left kidney": CORE})
+    labels, _ = read_masks(place, scheme(), missing_empty=True)
+    np.testing.assert_array_equal(labels.array, CORE.astype(int) * 300)
+    assert note_absent(place, scheme(), missing_empty=True) == "p has no file of `spleen`: taken as absent"
+    other = slicer(tmp_path / "other.seg.nrrd", milt=WHOLE)
+    assert not read_masks(other, scheme(), missing_empty=True)[0].array.any()
+
+
 def test_a_segment_is_absent_where_no_other_name_can_be_meant(tmp_path: Path) -> None:
     only = slicer(tmp_path / "only.seg.nrrd", **{"Left kidney": CORE})
     labels, cut = read_masks(only, scheme())

@@ -113,8 +113,15 @@ def test_damage_is_unreadable(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut{suffix}"
     for kept in (0, 5, 30, len(whole) // 2):
         path.write_bytes(whole[:kept])
-        with pytest.raises(UnreadableError, match=rf"cut\{suffix}.*intact copy"):
+        with pytest.raises(UnreadableError, match=rf"cut\{suffix}.*intact copy") as error:
             read_volume(path)
+        assert kept > 5 or "cannot identify image file" in str(error.value)
+
+
+def test_of_a_pair_of_pictures_the_first_is_read(tmp_path: Path) -> None:
+    first, second = (Image.new("L", (8, 8), value) for value in (40, 200))
+    first.save(tmp_path / "pair.jpg", "MPO", save_all=True, append_images=[second])
+    assert np.abs(read_volume(tmp_path / "pair.jpg").array - 40).max() <= 1
 
 
 def test_a_lenient_library_does_not_make_readers_lenient(tmp_path, monkeypatch):

@@ -224,3 +224,11 @@ def test_a_region_is_measured_as_one_mask_of_its_classes(frame):
         assert pair.counts == alone.counts and pair.box == alone.box
         for metric in METRICS.values():
             assert metric.function(pair) == pytest.approx(metric.function(alone), nan_ok=True), metric.name
+
+
+def test_a_relative_difference_with_and_without_its_sign():
+    shape = (8, 8, 8)
+    reference, prediction = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    reference[:4], prediction[:3] = 1, 1
+    figures = _figures(reference, prediction, Grid(shape, np.eye(4)), VOLUMES)
+    assert (figures["relative_volume_difference"], figures["absolute_relative_volume_difference"]) == (-0.25, 0.25)

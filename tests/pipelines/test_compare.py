@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from medseg.core.errors import ConfigError, StageError
-from pipelines.compare import compare, name_evaluations, parse_margins
-from pipelines.evaluate import evaluate_folders
+from medseg.evaluation.table import name_evaluations
+from pipelines.compare import compare, parse_margins
+from pipelines.evaluate_folders import evaluate_folders
+from pipelines.report import report_folders
 
 
 def _evaluated(folder: Path, shift: int, n: int = 7, grow: int = 0) -> Path:
@@ -66,7 +68,7 @@ def test_names_tell_the_models_of_runs_apart(tmp_path):
 
 
 def test_what_cannot_be_compared(tmp_path):
-    with pytest.raises(StageError, match="no finished evaluation"):
+    with pytest.raises(StageError, match="holds no per_case"):
         compare([tmp_path], tmp_path / "both")
     with pytest.raises(ConfigError, match="two evaluations"):
         compare([_evaluated(tmp_path / "a", 1, n=1)], tmp_path / "both")
@@ -96,3 +98,23 @@ def test_margins_as_they_are_typed():
             parse_margins(wrong)
     with pytest.raises(ConfigError, match="no metric: `dicee`"):
         parse_margins(["dicee=0.1"])
+
+
+def test_a_report_over_two_evaluations_compares_them_too(tmp_path, capsys):
+    good, poor = _evaluated(tmp_path / "good", 1), _evaluated(tmp_path / "poor", 3, grow=3)
+    page = report_folders([good, poor], tmp_path / "report", margins={"dice": 0.05}).read_text(encoding="utf-8")
+    assert "7 cases were measured against different references" in capsys.readouterr().err
+    assert "the models were measured against references of different sizes" in page
+    table = pd.read_csv(tmp_path / "report" / "tables" / "comparison_summary.csv").set_index("metric")
+    assert table.loc["dice", ["model_a", "model_b", "verdict_a"]].tolist() == ["good/out", "poor/out", "superior"]
+    assert "--margin dice=0.05" in page[page.index("To repeat it") :]
+
+
+def test_a_report_over_evaluations_with_nothing_in_common_compares_nothing(tmp_path, capsys):
+    one, other = _evaluated(tmp_path / "one", 1), _evaluated(tmp_path / "other", 1)
+    for path in (tmp_path / "other" / "masks").rglob("*.png"):
+        path.rename(path.with_name(f"x_{path.name}"))
+    evaluate_folders(tmp_path / "other" / "masks" / "predictions", tmp_path / "other" / "masks" / "references", other)
+    report_folders([one, other], tmp_path / "report")
+    assert "not compared: one/out, other/out have no case" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "report" / "tables" / "comparison_summary.csv").exists()

@@ -19,7 +19,7 @@ from phantoms import LPS_AFFINE, write_config, write_volume_set
 from PIL import Image
 from test_named_masks import write_slicer
 
-from medseg.core.errors import ConfigError, StageError
+from medseg.core.errors import ConfigError, OutputError, StageError
 from medseg.core.files import file_sha256
 from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme, Structure
@@ -29,7 +29,8 @@ from medseg.io.dicom import read_grid as read_series_grid
 from medseg.io.dicom_seg import encode_seg
 from medseg.io.nifti import encode_placed
 from pipelines.config import RunConfig
-from pipelines.evaluate import COMPARISON_FILES, TABLES, evaluate_folders, run
+from pipelines.evaluate import COMPARISON_FILES, TABLES, run
+from pipelines.evaluate_folders import evaluate_folders
 from pipelines.report import report_folders
 
 COLUMNS = [
@@ -110,6 +111,21 @@ def test_after_a_partial_rerun_equal_figures_are_still_ties(config):
     run(config)
     summary = pd.read_csv(config.folder("evaluate", "comparison_summary.csv")).set_index("metric")
     assert summary.loc["dice", ["wins", "ties", "losses"]].to_numpy().tolist() == [[1, 2, 0]] * 2
+
+
+def test_tables_that_were_cut_short_do_not_pass_for_those_of_the_run_before(tmp_path):
+    for name in ("r", "p"):
+        _mask(tmp_path / name, "a", slice(2, 10), 1)
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    evaluate_folders(*places)
+    (tmp_path / "out" / "agreement.csv").unlink()
+    (tmp_path / "out" / "agreement.csv" / "in the way").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"agreement\.csv cannot be written"):
+        evaluate_folders(*places, assignments=["evaluate.metrics=[iou]"])
+    assert not (tmp_path / "out" / "stage.json").exists()
+    shutil.rmtree(tmp_path / "out" / "agreement.csv")
+    evaluate_folders(*places)
+    assert {"dice", "iou"} < set(pd.read_csv(tmp_path / "out" / "per_case.csv"))
 
 
 def test_deleted_tables_are_made_again(config):
@@ -263,7 +279,10 @@ def test_a_table_of_the_cases_names_the_patients(tmp_path):
     with pytest.raises(ConfigError, match="names case `a_1` twice"):
         evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
     table.write_text("case,patient_id\na_1,a\n")
-    with pytest.raises(ConfigError, match="has no column case_id"):
+    with pytest.raises(ConfigError, match=r"has no column case_id \(it has: case, patient_id\); add it"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
+    table.write_text("case_id;patient_id\na_1;a\n")  # as spreadsheets save it where decimals have commas
+    with pytest.raises(ConfigError, match=r"case_id;patient_id\); save it with commas between its columns"):
         evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out", cases=table)
 
 
@@ -289,7 +308,7 @@ def test_groups_of_cases_and_agreement_of_sizes(tmp_path, capsys):
     assert not (tmp_path / "out" / "subgroups.csv").exists()
 
 
-def test_probabilities_beside_the_masks_are_measured(tmp_path):
+def test_probabilities_beside_the_masks_are_measured(tmp_path, capsys):
     """0.75 where the mask is and 0.25 elsewhere, with a mask that is right: each bin is off by a quarter."""
     affine = np.diag([1.0, 1, 1, 1])
     grid = Grid((12, 12, 12), affine)
@@ -318,8 +337,10 @@ def test_probabilities_beside_the_masks_are_measured(tmp_path):
     report_folders([tmp_path / "out"], tmp_path / "report")
     assert "Reliability diagrams" in (tmp_path / "report" / "report.html").read_text()
     (tmp_path / "p" / "a.probabilities.nii.gz").unlink()
+    capsys.readouterr()
     evaluate_folders(*places, assignments=["evaluate.metrics=[dice, calibration]"])
     assert not (tmp_path / "out" / "reliability.csv").exists()
+    assert "2 of 2 cases have no probabilities beside their masks, so no ece, brier" in capsys.readouterr().err
 
 
 def test_masks_on_other_voxels(tmp_path):
@@ -381,6 +402,38 @@ def test_folders_with_a_file_a_structure(tmp_path, capsys):
     cases = pd.read_csv(tmp_path / "out" / "cases.csv").set_index("case_id")
     assert cases["status"].to_dict() == {"a": "ok", "b": "unreadable"}
     assert "b has no mask of `spleen` (its files: `heart`, `liver`)" in cases.loc["b", "reason"]
+
+
+def test_slices_in_the_folder_of_a_case_are_no_structures(tmp_path):
+    for name in ("p", "r"):
+        for case in "ab":
+            _structures(tmp_path / name, case, **{f"slice_{z:03}": np.eye(8, 6, z)[None] for z in range(3)})
+    with pytest.raises(ConfigError, match=r"only numbered \(slice_000, slice_001, slice_002\), as slices are"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out")
+
+
+def test_a_structure_without_a_file_is_absent_where_that_is_stated(tmp_path, capsys):
+    places = [tmp_path / name for name in ("p", "r", "out")]
+    for case in "abc":
+        _structures(tmp_path / "r", case, **_organs())
+    _structures(tmp_path / "p", "a", **_organs())
+    _structures(tmp_path / "p", "b", liver=_organs()["liver"])
+    (tmp_path / "p" / "c").mkdir()
+    (tmp_path / "r" / "d").mkdir()
+    assert evaluate_folders(*places) == 1
+    cases = pd.read_csv(tmp_path / "out" / "cases.csv").set_index("case_id")
+    assert cases["status"].to_dict() == {"a": "ok", "b": "unreadable", "c": "prediction_missing", "d": "unreadable"}
+    assert evaluate_folders(*places, assignments=["evaluate.missing_structures=empty"]) == 1  # nothing says where d lies
+    table = pd.read_csv(tmp_path / "out" / "per_case.csv").query("case_id in ['b', 'c']")
+    assert table["status"].tolist() == ["ok", *["prediction_empty"] * 3] and table["dice"].tolist() == [1, 0, 0, 0]
+    reasons = pd.read_csv(tmp_path / "out" / "cases.csv").set_index("case_id")["reason"]
+    assert reasons["b"] == "b has no file of `spleen`: taken as absent"
+    assert reasons["c"].endswith("c is an empty folder: all structures taken as absent")
+    assert reasons["d"].endswith("d is an empty folder; bring its files.")
+    report_folders([tmp_path / "out"], tmp_path / "report")
+    assert "A structure without a mask of its own in a case was taken as absent there." in (
+        tmp_path / "report" / "methods.txt"
+    ).read_text().replace("\n", " ")
 
 
 def test_names_and_values_meet_through_a_labels_file_only(tmp_path):
@@ -457,6 +510,9 @@ def test_references_without_structures(tmp_path):
     with pytest.raises(ConfigError, match="too many to be structures"):
         evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "r" / "a.png").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"none of the references can be read; of the first: .*a\.png is damaged"):
+        evaluate_folders(tmp_path / "p", tmp_path / "r", tmp_path / "out")
 
 
 def test_real_references_against_themselves(real_data, tmp_path):
@@ -503,7 +559,7 @@ def test_no_torch_is_imported(tmp_path):
         _mask(tmp_path / side, "a", slice(2, 10))
     code = (
         "import sys; from pathlib import Path\n"
-        "from pipelines.compare import compare; from pipelines.evaluate import evaluate_folders\n"
+        "from pipelines.compare import compare; from pipelines.evaluate_folders import evaluate_folders\n"
         "from pipelines.report import report_folders\n"
         f"p, r, one, two = (Path({str(tmp_path)!r}, n) for n in ('p', 'r', 'one', 'two'))\n"
         "assert evaluate_folders(p, r, one) == evaluate_folders(p, r, two) == compare([one, two], r.parent / 'both') == 0\n"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import nibabel
+import nrrd
 import numpy as np
 import pandas as pd
 import pytest
+from test_named_masks import write_slicer
 
 from medseg.core.errors import ConfigError
 from medseg.core.record import read_record
@@ -17,7 +19,7 @@ AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 
 def draw(folder: Path, case: str, columns: slice, value: int = 1) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     array = np.zeros((12, 10, 6), np.uint8)
     array[columns, 2:8, 1:5] = value
     nibabel.save(nibabel.Nifti1Image(array, AFFINE), folder / f"{case}.nii.gz")
@@ -79,6 +81,57 @@ def test_a_mask_that_cannot_be_read_is_a_row(three: dict[str, Path], tmp_path: P
     table = pd.read_csv(tmp_path / "out" / "consensus.csv", keep_default_na=False).set_index("case_id")
     assert table.loc["c1", "status"] == "failed" and "c1.nii.gz" in table.loc["c1", "reason"]
     assert not (tmp_path / "out" / "consensus" / "c1.nii.gz").exists()
+
+
+def test_a_damaged_mask_is_no_disagreement(three: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = {name: three[name] for name in ("anna", "ben")}
+    (three["ben"] / "c1.nii.gz").write_bytes(b"no")
+    draw(three["ben"], "c9", slice(3, 11))
+    assert readers(two, tmp_path / "out") == 1
+    dice = pd.read_csv(tmp_path / "out" / "readers.csv").set_index("metric").loc["dice"]
+    assert dice[["n", "n_undefined"]].tolist() == [6, 1] and dice["mean"] == pytest.approx(0.75)
+    said = capsys.readouterr().err
+    assert "cannot be compared, which are left out:\n  c1: " in said and "ben/c1.nii.gz is damaged" in said
+    assert "1 masks of cases that nobody else has drawn are left out: ben: c9" in said
+
+
+def test_a_consensus_of_folders_with_a_file_a_structure(tmp_path: Path) -> None:
+    for reader, start in {"anna": 1, "ben": 3, "cleo": 1}.items():
+        draw(tmp_path / reader / "c0", "Liver", slice(start, start + 4), value=255)
+        draw(tmp_path / reader / "c0", "spleen", slice(start + 4, start + 8))
+    folders = {reader: tmp_path / reader for reader in ("anna", "ben", "cleo")}
+    assert readers(folders, tmp_path / "out", consensus="majority") == 0
+    found = nibabel.load(tmp_path / "out" / "consensus" / "c0.nii.gz")
+    expected = np.zeros((12, 10, 6), np.uint8)
+    expected[1:5, 2:8, 1:5] = 1
+    expected[5:9, 2:8, 1:5] = 2
+    assert np.array_equal(found.affine, AFFINE) and np.array_equal(np.asarray(found.dataobj), expected)
+
+
+def test_a_consensus_of_segmentations_that_are_cut_to_what_they_mark(tmp_path: Path) -> None:
+    array = np.zeros((6, 5, 4), np.uint8)
+    array[1:5, 1:4, 1:3] = 1
+    for reader in ("anna", "ben", "cleo"):
+        place = write_slicer(tmp_path / reader / "c0.seg.nrrd", array, [{"Name": "liver", "LabelValue": 1}])
+        if reader == "ben":  # the same, marked two voxels further along X
+            voxels, header = nrrd.read(str(place))
+            header["space origin"] = np.array(header["space origin"]) + [1.4, 0, 0]
+            nrrd.write(str(place), voxels, header)
+    folders = {reader: tmp_path / reader for reader in ("anna", "ben", "cleo")}
+    assert readers(folders, tmp_path / "out", consensus="majority") == 0
+    found = nibabel.load(tmp_path / "out" / "consensus" / "c0.nii.gz")
+    assert found.shape == (8, 5, 4) and found.affine[:3, 3] == pytest.approx([20, 30, -7])
+    assert np.array_equal(np.asarray(found.dataobj)[:6], array) and not np.asarray(found.dataobj)[6:].any()
+    # Beside one that covers the scan, the consensus covers it too.
+    covering = np.zeros((12, 5, 4), np.uint8)
+    covering[2:6, 1:4, 1:3] = 1
+    (tmp_path / "whole" / "c0").mkdir(parents=True)
+    affine = np.diag([-0.7, -0.7, 2.5, 1.0])
+    affine[:3, 3] = [20.7, 30, -7]
+    nibabel.save(nibabel.Nifti1Image(covering, affine), tmp_path / "whole" / "c0" / "liver.nii.gz")
+    assert readers({**folders, "whole": tmp_path / "whole"}, tmp_path / "more", consensus="majority") == 0
+    found = nibabel.load(tmp_path / "more" / "consensus" / "c0.nii.gz")
+    assert found.shape == (12, 5, 4) and np.array_equal(np.asarray(found.dataobj), covering)
 
 
 def test_what_names_no_readers(tmp_path: Path) -> None:

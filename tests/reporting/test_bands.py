@@ -11,8 +11,9 @@ from reporting.test_report_tables import model, report, rows, summary
 
 from medseg.core.errors import StageError
 from medseg.reporting.bands import reader_spans, reader_table, spans_text
+from medseg.reporting.checklists import fill_checklists
 from medseg.reporting.collect import Facts, with_readers
-from medseg.reporting.methods import statistics_sentences
+from medseg.reporting.methods import compose_methods, statistics_sentences
 
 BAND = {"structure": "a", "metric": "dice", "unit": "", "n_readers": 3, "n_pairs": 3, "n": 9, "n_undefined": 0}
 BAND |= {"mean": 0.85, "ci_low": 0.8, "ci_high": 0.88, "lowest": 0.8, "highest": 0.9}
@@ -112,3 +113,13 @@ def test_readers_with_nothing_to_show_are_one_sentence(shown, tmp_path):
         shown(BAND | {"structure": "label_1"})
     with pytest.raises(StageError, match=r"no metric in common .*\(readers: hd95_px; evaluations: dice\); evaluate with"):
         shown(BAND | {"metric": "hd95_px"})
+
+
+def test_the_checklist_tells_how_far_readers_agree(shown):
+    def item(data):
+        return {found.number: found for found in fill_checklists(data, compose_methods(data))[0].items}["18"]
+
+    assert item(report()).state == "author"
+    assert item(shown()).answer == (
+        "Mean agreement between every two of 3 readers on 3 cases: a: Dice 0.850 [0.800 to 0.880], n = 9."
+    )

@@ -14,6 +14,7 @@ from reporting.phantom_run import FAILED, HOSTILE, MISSED, MODELS, write_picture
 
 from medseg.core.config import parse
 from medseg.core.errors import ConfigError
+from medseg.reporting import html
 from medseg.reporting.collect import collect_folders
 from medseg.reporting.config import ReportConfig
 from medseg.reporting.html import FIRST_ROWS, write_report
@@ -207,7 +208,10 @@ document.getElementById("per-case").tHead.rows[0].cells[3].querySelector("button
 document.body.dataset.descending = order();
 box.value = "P03 fcn8s missed"; box.dispatchEvent(new Event("input"));
 document.body.dataset.filtered = order() + " | " + document.getElementById("count").textContent;
+document.querySelectorAll("details").forEach((d) => { d.open = true; });
 document.body.dataset.wide = document.documentElement.scrollWidth > window.innerWidth;
+document.body.dataset.clipped = [...document.querySelectorAll(".scroll")]
+  .filter((p) => p.scrollWidth > p.clientWidth + 1).map((p) => p.querySelector("table")?.id).join(" ");
 </script></body>"""
 
 
@@ -240,8 +244,9 @@ def test_the_case_table_sorts_and_filters_in_a_browser(browser, volume_report, t
     known = [float(v) for v in ascending if v != "–"]
     assert len(ascending) == 32 and known == sorted(known) and ascending[-4:] == ["–"] * 4
     assert [float(v) for v in descending if v != "–"] == sorted(known, reverse=True) and descending[-4:] == ["–"] * 4
-    assert found["filtered"] == "0.000 | 1 of 32 rows"
-    assert found["wide"] == "false"  # wide tables scroll by themselves; the page does not
+    assert found["filtered"] == "0.000 | 1 of 32 rows, by Dice from high to low"
+    assert found["wide"] == "false"  # wide tables scroll by themselves; the page does not, with all of it unfolded
+    assert width < 1000 or found["clipped"] in ("", "per-case")  # on a desk only the table of every case may be too wide
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +295,8 @@ document.querySelectorAll("#per-case thead button")[3].click(); document.querySe
 document.body.dataset.first = rows()[0].cells[3].textContent;
 box.value = "alert"; box.dispatchEvent(new Event("input"));
 document.body.dataset.filtered = rows().length + " " + document.getElementById("count").textContent;
+const places = rows().map((row) => row.getAttribute("aria-rowindex")).join(" ");
+document.body.dataset.places = document.getElementById("per-case").getAttribute("aria-rowcount") + " " + places;
 location.hash = "#" + JSON.parse(document.getElementById("per-case-rows").textContent).anchors.at(100)[0];
 window.dispatchEvent(new Event("hashchange"));
 document.body.dataset.found = document.querySelector("tr.found").textContent;
@@ -302,7 +309,8 @@ def test_a_long_table_shows_the_rows_in_sight_and_finds_any(browser, long_report
     body = re.search(r"<body[^>]*>", open_in(browser, probed, tmp_path / "profile", 1200))[0]
     found = dict(re.findall(r'data-(\w+)="([^"]*)"', body))
     assert 20 <= int(found["rows"]) < 200 and found["first"] == "0.998"
-    assert found["filtered"] == "2 2 of 600 rows"
+    assert found["filtered"] == "2 2 of 600 rows, by Dice from high to low"
+    assert found["places"] == "3 2 3"
     assert found["found"].startswith("case 050tool")
 
 
@@ -320,3 +328,18 @@ def test_the_statistics_of_an_evaluation_are_shown_where_it_has_them(long_report
     assert {"agreement.csv", "agreement.tex", "subgroups.csv", "subgroups.tex", "tables.xlsx"} <= {
         p.name for p in (written.parent / "tables").iterdir()
     }
+
+
+def test_paper_shows_as_many_metrics_as_fit_and_nothing_that_only_a_screen_can(tmp_path):
+    write_volume_run(tmp_path)
+    folder = tmp_path / "run" / "evaluate" / MODELS[0]
+    table = pd.read_csv(folder / "per_case.csv", keep_default_na=False)
+    table.assign(**{f"more_{i:02d}": 0.25 for i in range(html.PRINTED_METRICS)}).to_csv(folder / "per_case.csv", index=False)
+    written = write_report(collect_folders([folder]), tmp_path / "report", ReportConfig(pdf=False))
+    page = written.read_text(encoding="utf-8")
+    heads = re.findall(r'<th scope="col"( class="[^"]*")?>more (\d\d)</th>', page)
+    assert len(heads) == html.PRINTED_METRICS and "beyond" in heads[-1][0] and "beyond" not in heads[0][0]
+    assert f"On paper stand the first {html.PRINTED_METRICS} of " in page
+    paper = html._for_paper(page)
+    assert "<script" not in paper and 'class="screen"' not in paper and 'class="sheet' not in paper
+    assert "<script" in page and '<details class="screen">' in page

@@ -12,6 +12,7 @@ from reporting.phantom_run import HOSTILE, MODELS, write_picture_run, write_volu
 
 from medseg.reporting.collect import Facts, collect_folders, collect_run
 from medseg.reporting.methods import compose_methods, write_methods
+from medseg.reporting.recipe import foreground_sentences
 from pipelines.report import report_folders
 
 TRAINING = {
@@ -20,11 +21,12 @@ TRAINING = {
     "schedule": "poly",
     "warmup_steps": 17,
     "gradient_clip": 11.0,
+    "budget_minutes": 23.0,
     "foreground_fraction": 0.41,
     "postprocessing": True,
     "augmentation": {"elastic": {"probability": 0.35}, "noise": {"probability": 0.0}, "blur": {"probability": 0.22}, "flip": 0.5},
 }
-FINISH = {"cases": 14, "dice": {"before": 0.81234, "after": 0.82345}}
+FINISH = {"cases": 14, "dice": {"before": 0.81234, "after": 0.82345}, "calibration_error": {"before": 0.01512, "after": 0.0149}}
 PLAN = {
     "patch_voxels": [40, 48, 20],
     "batch_size": 3,
@@ -44,6 +46,12 @@ PLAN = {
     "reasons": {"spacing": "median voxel size of 23 training cases", "batch_size": "stated in the configuration"},
 }
 
+RULE = {"keep_largest": True, "smallest_volume": 12.5}
+CHOSEN = {
+    "unet": {"temperature": 1.037, "postprocessing": {"liver": RULE}},
+    "fcn8s": {"temperature": 0.9, "postprocessing": {}},
+}
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -54,7 +62,13 @@ def root(tmp_path_factory):
     for model in MODELS:
         _edit(
             root / "run" / "train" / model / "stage.json",
-            {"inputs": {"training": TRAINING}, "finish": FINISH, "best": {"dice": 0.8765}, "training_seconds": 724.0},
+            {
+                "inputs": {"training": TRAINING},
+                "finish": FINISH,
+                "chosen": CHOSEN[model],
+                "best": {"dice": 0.8765},
+                "training_seconds": 724.0,
+            },
         )
         options = {"overlap": 0.55, "mirror_axes": [0], "runtime": "openvino", "precision": "bfloat16", "skip_air": True}
         _edit(root / "run" / "predict" / model / "stage.json", {"inputs": {"options": options}})
@@ -87,10 +101,15 @@ def test_each_part_says_what_the_records_say(methods):
     assert "soft Dice loss and the focal loss [" in methods.get("training")
     assert "Nesterov momentum of 0.97 from a learning rate of 0.013 that fell as a polynomial" in methods.get("training")
     assert "trained for 600 steps, 10 an epoch, on a CPU in bfloat16" in methods.get("training")
-    assert "14 validation cases, whose mean Dice was 0.81234 before and 0.82345 after" in methods.get("finishing")
+    assert "of each batch 1 was centred on a structure, the others lay anywhere" in methods.get("training")
+    assert "a budget of 23 min a model allowed" in methods.get("training")
+    assert "were chosen on 14 validation cases. There the mean Dice of unet (temperature 1.04; of " in methods.get("finishing")
+    assert "liver only its largest piece and no piece below 12.5 mm³ (or voxels, without a size)) was" in methods.get("finishing")
+    assert "and 0.823 after and its calibration error 0.015 before and after; the mean Dice of fcn8s" in methods.get("finishing")
+    assert "fcn8s (temperature 0.9; no rule helped) was 0.812 before" in methods.get("finishing")
     assert "overlapped by 55 %" in methods.get("inference") and "mirror images along an axis" in methods.get("inference")
     assert "90 % bias-corrected and accelerated bootstrap intervals" in methods.get("statistics")
-    assert "(7000 resamples)" in methods.get("statistics") and "over cases" in methods.get("statistics")
+    assert "(7000 resamples)" in methods.get("statistics") and "over 8 cases" in methods.get("statistics")
     assert "by nearest neighbour" in methods.get("evaluation")
     assert "seed was 7" in methods.get("software") and "12 min 04 s (unet)" in methods.get("software")
 
@@ -183,7 +202,7 @@ def test_folds_are_told_from_the_record_of_the_first(root, tmp_path):
     )
     records = {("train", "unet"): {"stage": "train", "inputs": {"folds": []}, "best": {"dice": 0.7}}}
     text = compose_methods(replace(data, models=(fold,), records=records)).text
-    assert "590 to 610 steps in each of 2 folds" in " ".join(text.split()) and "of the first fold" in " ".join(text.split())
+    assert "590 to 610 steps in each of 2 folds" in " ".join(text.split()) and "(first fold; temp" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("wrong", ["over 7001 draws", "a spacing of 1.24 mm", "and 93 cases"])
@@ -191,3 +210,28 @@ def test_a_number_that_no_record_holds_is_noticed(methods, root, wrong):
     """The check of the numbers can fail."""
     forged = replace(methods, parts=(*methods.parts, replace(methods.parts[0], text=wrong)))
     assert len(_unknown_numbers(forged, root / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "share", "text"),
+    [
+        (2, 0.33, "Of the 2 patches of each batch 1 was centred on a structure, the other lay anywhere."),
+        (12, 0.33, "Of the 12 patches of each batch 4 were centred on a structure, the others lay anywhere."),
+        (1, 0.33, "Of the 1 patches of each batch 1 was centred on a structure."),
+        (None, 0.33, "Of each batch 33 % of the patches were centred on a structure, and at least one."),
+        (4, 0, ""),
+    ],
+)
+def test_patches_centred_on_a_structure_are_counted_as_the_training_draws_them(data, batch, share, text):
+    found = foreground_sentences(replace(data, plan={"batch_size": batch}), {"foreground_fraction": share})
+    assert " ".join(found) == text
+
+
+def test_how_sizes_and_probabilities_were_measured_is_told_where_they_were(data):
+    sizes = pd.DataFrame({"statistic": ["bias", "limit_lower", "deming_slope"]})
+    first = data.models[0]
+    measured = replace(first, agreement=sizes, per_case=first.per_case.assign(brier=0.1))
+    methods = compose_methods(replace(data, models=(measured,)))
+    assert re.search(r"compared by limits of agreement \[\d+\] and Deming regression \[\d+\]\.", methods.get("statistics"))
+    assert "Brier score [" in methods.get("evaluation") and "Probabilities were compared" in methods.get("evaluation")
+    assert "Probabilities" not in compose_methods(data).get("evaluation")

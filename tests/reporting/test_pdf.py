@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
+from PIL import Image
 from reporting.phantom_run import HOSTILE, write_picture_run
 
 from medseg.reporting import pdf
@@ -107,3 +112,15 @@ def test_on_paper_checklists_are_short_and_name_what_is_left(tmp_path):
     last = next(i for i, page in enumerate(pages) if i >= first and "Provenance" in page)
     assert last - first <= 3 and sum("Left to the author: " in page for page in pages) >= 2
     assert not any("For the author" in page for page in pages)  # the table of the screen
+
+
+def test_pictures_of_a_page_are_jpeg_on_paper():
+    wave = (np.indices((40, 60)).sum(axis=0) * 2).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(wave).convert("RGB").save(buffer, "WEBP", quality=90)
+    address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    page = pdf.as_jpeg(f'<img src="{address}"><p>data:image/webp</p>')
+    found = re.fullmatch(r'<img src="data:image/jpeg;base64,([^"]+)"><p>data:image/webp</p>', page)
+    with Image.open(io.BytesIO(base64.b64decode(found[1]))) as picture:
+        assert picture.format == "JPEG" and picture.size == (60, 40)
+        np.testing.assert_allclose(np.asarray(picture.convert("L")).astype(int), wave, atol=12)

@@ -14,7 +14,7 @@ from reporting.phantom_run import FAILED, TEST, write_volume_run
 from medseg.core.errors import ConfigError
 from medseg.reporting.collect import collect_folders
 from medseg.reporting.pictures import find_images, find_pictures
-from pipelines.evaluate import evaluate_folders
+from pipelines.evaluate_folders import evaluate_folders
 from pipelines.report import report_folders
 
 SETTINGS = ["evaluate.bootstrap_resamples=100", "evaluate.metrics=[dice,hd95]"]

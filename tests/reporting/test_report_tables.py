@@ -10,7 +10,8 @@ import pytest
 from medseg.core.errors import StageError
 from medseg.core.manifest import Case
 from medseg.reporting import cases, tables
-from medseg.reporting.collect import Facts, ModelResults, ReportData, collect_folders, read_table
+from medseg.reporting.collect import Facts, ModelResults, ReportData, collect_folders
+from medseg.reporting.inputs import read_table
 from medseg.reporting.provenance import commit_text, duration
 from medseg.reporting.statistics import statistics_tables
 from medseg.reporting.words import describe, find_metric, format_number
@@ -344,8 +345,8 @@ def test_models_whose_cases_fared_alike_share_a_branch_of_the_flow():
 
 def test_the_abstract_gives_what_n_and_the_headline_with_intervals():
     assert tables.abstract(report(facts=Facts(name="livers")), ["dice"]) == (
-        "unet was evaluated on 8 cases of livers for the structure a: mean Dice 0.900 [95 % interval 0.850 to 0.950]; "
-        "what was missed counts as worst."
+        "unet was evaluated on 8 cases of livers for the structure a: mean Dice 0.900 [0.850 to 0.950]; "
+        "what was missed counts as worst. In brackets are 95 % intervals over patients."
     )
 
 
@@ -400,3 +401,32 @@ def test_counts_of_empty_masks_are_shown_where_the_summary_has_them():
     data = report(model(summary=summary(**counts)))
     assert tables.counted(data) == list(counts) and tables.counted(report()) == []
     assert tables.summary_blocks(data, "worst")[0].metrics[0][1][0].counts == ("1", "2", "3")
+
+
+def agreement(**values):
+    line = {"structure": "a", "n": 8, "n_undefined": 0, "ci_low": math.nan, "ci_high": math.nan}
+    sized = {"bias", "deming_intercept"}
+    return pd.DataFrame([line | {"statistic": s, "value": v, "unit": "ml" if s in sized else ""} for s, v in values.items()])
+
+
+def test_sizes_are_a_row_a_statistic_and_a_column_a_model():
+    models = [model("unet", agreement=agreement(bias=0.5, deming_slope=1.25)), model("fcn8s", agreement=agreement(bias=-2.0))]
+    (table,) = [t for t in statistics_tables(report(*models), ["dice"]) if t.name == "agreement"]
+    assert table.headers == ["Structure", "Statistic", "unet", "fcn8s"]
+    assert [list(row) for row in table.rows] == [
+        ["a", "Bias (ml)", "0.500", "−2.00"],
+        ["a", "Deming slope", "1.25", "–"],
+        ["a", "n", "8", "8"],
+    ]
+    assert [(first, len(found)) for first, found in table.groups] == [("a", 3)] and "averaged" not in table.caption
+
+
+def test_where_patients_have_several_cases_the_table_of_sizes_says_what_one_value_is():
+    twice = [row | {"patient_id": f"p{i // 2}"} for i, row in enumerate(rows(*["ok"] * 8))]
+    (table,) = statistics_tables(report(model(per_case=twice, agreement=agreement(bias=0.5))), ["dice"])
+    assert "the cases of each of the patients are averaged first" in table.caption
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0004, "0.000"), (-0.0004, "0.000"), (0.0006, "+0.001"), (-0.0006, "−0.001")])
+def test_a_difference_that_prints_as_zero_has_no_sign(value, text):
+    assert tables._signed(describe("dice"), value) == text

@@ -74,9 +74,16 @@
     return tr;
   };
   let sizing = null;
+  // Readers of the screen are told where a row stands among those that match; the header is the first.
+  const place_of = (row, i) => {
+    const tr = row.element || build(row);
+    tr.setAttribute("aria-rowindex", i + 2);
+    return tr;
+  };
   const draw = () => {
+    table.setAttribute("aria-rowcount", shown.length + 1);
     if (!data) {
-      body.replaceChildren(...shown.map((r) => r.element));
+      body.replaceChildren(...shown.map(place_of));
       return;
     }
     sizing ??= widest();
@@ -88,17 +95,19 @@
     const last = Math.min(shown.length, first + 40 + Math.ceil(place.clientHeight / (height || 1)));
     above.firstChild.style.height = `${first * height}px`;
     below.firstChild.style.height = `${(shown.length - last) * height}px`;
-    body.replaceChildren(sizing, above, ...shown.slice(first, last).map((r) => r.element || build(r)), below);
+    body.replaceChildren(sizing, above, ...shown.slice(first, last).map((r, i) => place_of(r, first + i)), below);
   };
 
   const compare = (a, b, column) =>
     numeric[column] ? a.values[column] - b.values[column] : a.texts[column].localeCompare(b.texts[column], undefined, { numeric: true, sensitivity: "base" });
   let order = all;
+  let sorted = "";
   const sort = (column) => {
     const header = headers[column];
     const down = header.getAttribute("aria-sort") === "ascending";
     headers.forEach((h) => h.removeAttribute("aria-sort"));
     header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    sorted = `, by ${header.textContent.trim()} ${numeric[column] ? (down ? "from high to low" : "from low to high") : down ? "from Z to A" : "from A to Z"}`;
     order = [...all].sort((a, b) => {
       const [x, y] = [numeric[column] && a.values[column] === null, numeric[column] && b.values[column] === null];
       return x || y ? x - y : (down ? -1 : 1) * compare(a, b, column);
@@ -108,7 +117,7 @@
   const filter = () => {
     const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
     shown = words.length ? order.filter((row) => words.every((word) => row.key.includes(word))) : order;
-    count.textContent = `${shown.length} of ${all.length} rows`;
+    count.textContent = `${shown.length} of ${all.length} rows${sorted}`;
     place.scrollTop = 0;
     draw();
   };

@@ -1,3 +1,17 @@
+// What is wider than the page can be scrolled with the keyboard, in every browser.
+(() => {
+  "use strict";
+  const mark = (place) => {
+    if (place.id || place.scrollWidth <= place.clientWidth) return;
+    place.tabIndex = 0;
+    const caption = place.querySelector("table")?.getAttribute("aria-labelledby");
+    if (!caption) return;
+    place.setAttribute("role", "region");
+    place.setAttribute("aria-labelledby", caption);
+  };
+  const watch = new ResizeObserver((seen) => seen.forEach((entry) => mark(entry.target)));
+  document.querySelectorAll(".scroll").forEach((place) => watch.observe(place));
+})();
 // The slices of a volume: a slider, arrow keys, the wheel. Without it the first slice stands there as a picture.
 (() => {
   "use strict";
