@@ -226,9 +226,10 @@ class LabelScheme(Section):
         table, other = self._table(prediction)
         present = np.unique(values)
         if unknown := [int(v) for v in present if int(v) not in table and other is None]:
-            known = ", ".join(str(v) for v in sorted(table))
+            known = some_of(sorted(table), MOST_VALUES)
             mend = (
-                "say in `prediction_values` which structures they are, and in `background_values` that they are none"
+                "say in `prediction_values` which structures they are, and in `background_values` that they are none (in the "
+                "configuration, or the file of --labels)"
                 if prediction  # not in `ignore_values`: what references hold there would be left out with them
                 else "add them to `structures`, `background_values` or `ignore_values`"
             )
