@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,7 +34,7 @@ from medseg.planning.fingerprint import Fingerprint
 from medseg.planning.plan import Plan
 from medseg.training.config import TrainingConfig
 from medseg.training.device import choose_device
-from medseg.training.distributed import Processes, processes
+from medseg.training.distributed import Processes, leave, processes
 from medseg.training.finish import Finish, choose_finish
 from medseg.training.job import Job
 from medseg.training.loop import Trained, train_model
@@ -347,7 +348,12 @@ def main() -> None:
     from pipelines.cli import main as medseg
 
     sys.argv[1:1] = ["train"]
-    medseg()
+    try:
+        medseg()
+    except SystemExit as ended:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
 
 
 if __name__ == "__main__":

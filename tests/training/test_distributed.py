@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pandas as pd
@@ -245,6 +248,36 @@ def test_a_network_in_a_traceback_outlives_the_group(together):
     """Where its reducer is the last to hold a group that works, it hangs."""
     for _ in range(20):
         assert together(fail_after_a_step) == ["StageError: after a step."] * 2
+
+
+LEAVING = "import atexit; from medseg.training.distributed import leave; atexit.register(print, 'registered')"
+STEPS = """
+import torch
+from torch import nn
+from medseg.training.distributed import leave, processes
+with processes("cpu") as team:
+    network = team.wrap(nn.Conv3d(1, 2, 3), torch.device("cpu"))
+    for _ in range(6):
+        network(torch.ones(2, 1, 9, 9, 9)).mean().backward()
+    team.barrier()
+leave(0)
+"""
+
+
+def test_who_leaves_has_said_all_and_keeps_the_code():
+    done = subprocess.run([sys.executable, "-c", f"{LEAVING}; print('said', end=' '); leave(3)"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "said registered\n")
+
+
+@pytest.mark.slow
+def test_no_process_aborts_as_it_ends(tmp_path):
+    """Without `leave` one end in six aborted on a busy machine: a thread of gloo met an interpreter that was gone."""
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    with ThreadPoolExecutor(4) as pool:
+        ended = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(32)))
+    assert [done.stderr for done in ended if done.returncode] == []
 
 
 def test_they_wait_longer_than_the_half_hour_of_gloo(together):
