@@ -1,4 +1,4 @@
-# make demo   a virtual environment, then a real data set from training to report (about 8 minutes on 2 cores)
+# make demo   a virtual environment, then a real data set from training to report (about 4 minutes on 2 cores)
 # make test   the same environment, then the tests
 PYTHON ?= python3
 VENV := .venv
