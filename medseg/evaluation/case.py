@@ -17,7 +17,7 @@ from medseg.core.grid import Grid
 from medseg.core.labels import LabelScheme
 from medseg.core.volume import LabelMap
 from medseg.evaluation.layouts import is_empty_folder
-from medseg.evaluation.masks import note_absent, read_masks
+from medseg.evaluation.masks import read_masks
 from medseg.evaluation.pairs import Pair, on_grid, place, widen
 from medseg.io.formats import read_grid
 from medseg.io.probabilities import ProbabilityMaps, read_probabilities
@@ -110,11 +110,11 @@ def measure_pair(pair: Pair, ruler: Ruler) -> CaseResult:
 def _reference(pair: Pair, ruler: Ruler) -> tuple[LabelMap, str]:
     if pair.reference is None:
         raise UnreadableError(f"case {pair.case_id} names no reference; name its label file.")
-    labels, cut = read_masks(pair.reference, ruler.scheme, spacing_mm=ruler.spacing_mm, missing_empty=ruler.missing_empty)
+    labels, cut, absent = read_masks(pair.reference, ruler.scheme, spacing_mm=ruler.spacing_mm, missing_empty=ruler.missing_empty)
     labels = _widened(labels, pair, ruler) if cut else labels
     if ruler.frame.planar and not labels.grid.planar:
         raise GridMismatchError(f"{pair.reference} marks one slice of a scan of {labels.grid.shape[2]}; save all slices of it.")
-    return labels, note_absent(pair.reference, ruler.scheme, missing_empty=ruler.missing_empty)
+    return labels, absent
 
 
 def _widened(labels: LabelMap, pair: Pair, ruler: Ruler) -> LabelMap:
@@ -135,9 +135,9 @@ def _prediction(pair: Pair, ruler: Ruler, grid: Grid) -> tuple[Status, str, Read
         none = np.zeros(grid.shape, np.uint8)
         return "ok", f"{pair.prediction} is an empty folder: all structures taken as absent", Read(none, none)
     try:
-        labels, cut = read_masks(pair.prediction, ruler.scheme, True, ruler.spacing_mm, ruler.missing_empty)
+        labels, cut, absent = read_masks(pair.prediction, ruler.scheme, True, ruler.spacing_mm, ruler.missing_empty)
         labels, note = on_grid(place(labels, grid) if cut else labels, grid, ruler.nearest)
-        note = "; ".join(filter(None, (note, note_absent(pair.prediction, ruler.scheme, True, ruler.missing_empty))))
+        note = "; ".join(filter(None, (note, absent)))
         return "ok", note, Read(ruler.scheme.encode(labels.array, str(pair.prediction), prediction=True), labels.array)
     except GridMismatchError as error:
         return "grid_mismatch", str(error), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,22 @@ class Stroke:
     over: int = 0
 
 
+class MaskMap(NamedTuple):
+    """Masks as one label map.
+
+    Args:
+        cut: it may be cut to its structures, so that all voxels outside of it are background.
+        absent: which structures count as absent in a source that tells them by name, in words; empty where none does.
+    """
+
+    labels: LabelMap
+    cut: bool = False
+    absent: str = ""
+
+
 def read_masks(
     source: Path, scheme: LabelScheme, prediction: bool = False, spacing_mm: Spacing = None, missing_empty: bool = False
-) -> tuple[LabelMap, bool]:
+) -> MaskMap:
     """A label map that `scheme.encode` understands.
 
     Masks that stand by name (see `read_named_masks`) are painted with the values of the scheme's structures, or regions, of the
@@ -41,31 +55,21 @@ def read_masks(
 
     Args:
         missing_empty: a structure without a mask is absent wherever others have one, as `evaluate.missing_structures` may say.
-    Returns: the map, and whether it may be cut to its structures, so that all voxels outside of it are background.
     Raises: CaseError as `read_labels`; LabelError where a structure has no mask, or masks share voxels that only one can have.
     """
     named = read_named_masks(source, spacing_mm)
     if named is None:
-        return read_labels(source, spacing_mm=spacing_mm), False
+        return MaskMap(read_labels(source, spacing_mm=spacing_mm))
     names = _by_plain_name(named, source)
     strokes = _strokes(scheme, set(names), prediction)
-    _absent(strokes, names, named, source, missing_empty)
+    absent = _absent(strokes, names, named, source, missing_empty)
     array = np.zeros(named.grid.shape, np.uint16)
     painted: dict[int, str] = {}
     for stroke in strokes:
         if (name := names.get(plain(stroke.name))) is not None:
             _paint(array, named, name, stroke, painted, source)
-    return LabelMap(array, named.grid), named.one_file
-
-
-def note_absent(source: Path, scheme: LabelScheme, prediction: bool = False, missing_empty: bool = False) -> str:
-    """Which structures count as absent in a source that tells them by name, in words; empty where none does."""
-    if (named := read_named_masks(source)) is None:
-        return ""
-    names = _by_plain_name(named, source)
-    absent = _absent(_strokes(scheme, set(names), prediction), names, named, source, missing_empty)
-    what = "segment" if named.one_file else "file"
-    return f"{source.name} has no {what} of {_quoted(absent)}: taken as absent" if absent else ""
+    note = f"{source.name} has no {named.unit} of {_quoted(absent)}: taken as absent" if absent else ""
+    return MaskMap(LabelMap(array, named.grid), named.one_file, note)
 
 
 def plain(name: str) -> str:
@@ -108,11 +112,10 @@ def _absent(strokes: Sequence[Stroke], names: dict[str, str], named: NamedMasks,
     missing = [name for key, name in wanted.items() if key not in names]
     others = [name for key, name in names.items() if key not in wanted]
     if missing and not missing_empty and (others or not named.one_file):
-        what = "segments" if named.one_file else "files"
         raise LabelError(
-            f"{source} has no mask of {_quoted(missing)} (its {what}: {_quoted(list(names.values()))}); give it one, empty "
-            "where the structure is absent (or set `evaluate.missing_structures: empty`, if that is what a missing one means), "
-            "or give --labels with the structures to evaluate, named as there."
+            f"{source} has no mask of {_quoted(missing)} (its {named.unit}s: {_quoted(list(names.values()))}); give it one, "
+            "empty where the structure is absent (or set `evaluate.missing_structures: empty`, if that is what a missing one "
+            "means), or give --labels with the structures to evaluate, named as there."
         )
     return missing
 

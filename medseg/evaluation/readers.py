@@ -301,11 +301,11 @@ def read_readings(sources: Sequence[Path], scheme: LabelScheme) -> tuple[dict[st
     Raises: CaseError as `read_masks`; GridMismatchError where marks lie outside of that grid.
     """
     found = {source: read_masks(source, scheme) for source in sources}
-    whole = next((source for source, (_, cut) in found.items() if not cut), None)
-    around = found[whole or sources[0]][0]
-    for labels, _ in found.values() if whole is None else ():
-        around = widen(around, labels.grid)
-    return {str(source): place(labels, around.grid) if cut else labels for source, (labels, cut) in found.items()}, whole
+    whole = next((source for source, masks in found.items() if not masks.cut), None)
+    around = found[whole or sources[0]].labels
+    for masks in found.values() if whole is None else ():
+        around = widen(around, masks.labels.grid)
+    return {str(s): place(m.labels, around.grid) if m.cut else m.labels for s, m in found.items()}, whole
 
 
 def consensus_of_maps(

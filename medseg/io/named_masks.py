@@ -35,6 +35,11 @@ class NamedMasks:
     mask: Callable[[str], Mask]
     one_file: bool
 
+    @property
+    def unit(self) -> str:
+        """What a mask is in its source: a segment of the one file, or a file."""
+        return "segment" if self.one_file else "file"
+
     def guarded(self, reading: Callable[[], AbstractContextManager[Any]]) -> NamedMasks:
         """The same, with each mask read within `reading()`: damage in the voxels is found no earlier."""
 

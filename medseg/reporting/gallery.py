@@ -207,7 +207,7 @@ def _background(data: ReportData, case: Case) -> tuple[Volume, Classes | None, s
 def _mask_grid(data: ReportData, case: Case) -> Grid:
     """The reference's grid and, where the reference may be cut to its structures, all that the predictions cover."""
     assert data.pictures and case.label
-    labels, cut = read_masks(case.label, data.pictures.labels, missing_empty=data.pictures.missing_empty)
+    labels, cut, _ = read_masks(case.label, data.pictures.labels, missing_empty=data.pictures.missing_empty)
     for mask in (of[case.case_id] for of in data.pictures.masks.values() if cut and case.case_id in of):
         labels = widen(labels, read_grid(mask))
     return labels.grid
@@ -229,7 +229,7 @@ def _classes(data: ReportData, path: Path | None, grid: Grid, model: str = "") -
         return None, ""
     nearest, missing_empty = (model in p.nearest, p.missing_empty) if (p := data.pictures) else (False, False)
     try:
-        read, cut = read_masks(path, labels, bool(model), data.facts.spacing_mm, missing_empty)
+        read, cut, _ = read_masks(path, labels, bool(model), data.facts.spacing_mm, missing_empty)
         try:
             found, _ = on_grid(place(read, grid) if cut else read, grid, nearest)
         except GridMismatchError:

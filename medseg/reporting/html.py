@@ -75,10 +75,7 @@ def _write(data: ReportData, folder: Path, config: ReportConfig) -> None:
 
 def _for_paper(page: str) -> str:
     """The page as it is printed: nothing runs, nothing is folded away or loaded late, and what only a screen shows is gone."""
-    page = re.sub(
-        r'<script\b.*?</script>|<details class="screen">.*?</details>|<img class="sheet[^>]*>', "", page, flags=re.DOTALL
-    )
-    page = pdf.as_jpeg(page)
+    page = pdf.as_jpeg(ON_SCREEN.sub("", page))
     return page.replace("<details>", "<details open>").replace(' loading="lazy"', "")
 
 

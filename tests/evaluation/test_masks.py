@@ -11,7 +11,7 @@ from test_named_masks import write_mask, write_slicer
 
 from medseg.core.errors import LabelError
 from medseg.core.labels import LabelScheme
-from medseg.evaluation.masks import note_absent, read_masks
+from medseg.evaluation.masks import read_masks
 
 WHOLE = np.zeros((6, 5, 4), np.uint8)
 WHOLE[0:5, 0:4, 0:3] = 1
@@ -49,7 +49,7 @@ def slicer(path: Path, **masks: np.ndarray) -> Path:
 def test_names_are_matched_whatever_their_capitals_and_gaps(tmp_path: Path) -> None:
     place = folder(tmp_path / "p", Left_Kidney=CORE, spleen=WHOLE - CORE, liver=WHOLE)
     for prediction, spleen in ((False, 2), (True, 9)):
-        labels, cut = read_masks(place, scheme(), prediction)
+        labels, cut, _ = read_masks(place, scheme(), prediction)
         np.testing.assert_array_equal(labels.array, np.where(CORE > 0, 300, (WHOLE - CORE).astype(int) * spleen))
         classes = scheme().encode(labels.array, "p", prediction)
         np.testing.assert_array_equal(classes, np.where(CORE > 0, 1, (WHOLE - CORE) * 2))
@@ -63,27 +63,26 @@ def test_a_missing_file_is_never_an_empty_mask(tmp_path: Path) -> None:
         read_masks(folder(tmp_path / "p", **{"left kidney": CORE}), scheme())
     empty = folder(tmp_path / "p", spleen=CORE * 0)
     assert set(np.unique(read_masks(empty, scheme())[0].array)) == {0, 300}
-    assert note_absent(empty, scheme()) == ""
+    assert read_masks(empty, scheme()).absent == ""
 
 
 def test_a_missing_file_means_an_empty_mask_where_that_is_stated(tmp_path: Path) -> None:
     place = folder(tmp_path / "p", **{"left kidney": CORE})
-    labels, _ = read_masks(place, scheme(), missing_empty=True)
+    labels, _, absent = read_masks(place, scheme(), missing_empty=True)
     np.testing.assert_array_equal(labels.array, CORE.astype(int) * 300)
-    assert note_absent(place, scheme(), missing_empty=True) == "p has no file of `spleen`: taken as absent"
+    assert absent == "p has no file of `spleen`: taken as absent"
     other = slicer(tmp_path / "other.seg.nrrd", milt=WHOLE)
     assert not read_masks(other, scheme(), missing_empty=True)[0].array.any()
 
 
 def test_a_segment_is_absent_where_no_other_name_can_be_meant(tmp_path: Path) -> None:
     only = slicer(tmp_path / "only.seg.nrrd", **{"Left kidney": CORE})
-    labels, cut = read_masks(only, scheme())
+    labels, cut, absent = read_masks(only, scheme())
     assert cut and set(np.unique(labels.array)) == {0, 300}
-    assert note_absent(only, scheme()) == "only.seg.nrrd has no segment of `spleen`: taken as absent"
+    assert absent == "only.seg.nrrd has no segment of `spleen`: taken as absent"
     other = slicer(tmp_path / "other.seg.nrrd", **{"Left kidney": CORE, "milt": WHOLE - CORE})
-    for function in (read_masks, note_absent):
-        with pytest.raises(LabelError, match=r"no mask of `spleen` \(its segments: `Left kidney`, `milt`\)"):
-            function(other, scheme())
+    with pytest.raises(LabelError, match=r"no mask of `spleen` \(its segments: `Left kidney`, `milt`\)"):
+        read_masks(other, scheme())
 
 
 def test_structures_that_overlap_are_measured_apart(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_structures_that_overlap_are_measured_apart(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=rf"`spleen` shares voxels with `left kidney` \({CORE.sum()} voxels\)"):
         read_masks(place, scheme())
     for structure, array in zip(ORGANS, (CORE, WHOLE), strict=True):
-        labels, _ = read_masks(place, scheme(structure))
+        labels = read_masks(place, scheme(structure)).labels
         np.testing.assert_array_equal(labels.array > 0, array > 0)
 
 
